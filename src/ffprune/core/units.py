@@ -1,0 +1,104 @@
+"""Prunable units and allocations: a policy made exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["attention", "ffn"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A prunable thing (METHODS 1): one layer's attention block or one layer's FFN.
+
+    Attributes:
+        name: ``layers.3.attention`` or ``layers.3.ffn``.
+        kind: ``attention`` (granule: a key/value group with its query heads) or ``ffn`` (granule: a channel).
+        layer: index of the decoder layer.
+        granules: number of granules in the dense model.
+        params_per_granule: prunable weights of one granule (biases are not counted).
+    """
+
+    name: str
+    kind: Kind
+    layer: int
+    granules: int
+    params_per_granule: int
+
+    @property
+    def params(self) -> int:
+        """Prunable weights of the dense unit (w_i in FF Alg. 1)."""
+        return self.granules * self.params_per_granule
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Granules kept in every unit, after rounding (the policy of FF Alg. 1, line 13).
+
+    Attributes:
+        units: the units, layer by layer, attention before FFN.
+        kept: granules kept, one number per unit.
+    """
+
+    units: tuple[Unit, ...]
+    kept: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.units) != len(self.kept):
+            raise ValueError(f"{len(self.kept)} counts for {len(self.units)} units")
+        for unit, kept in zip(self.units, self.kept, strict=True):
+            if not 0 <= kept <= unit.granules:
+                raise ValueError(f"{unit.name}: cannot keep {kept} of {unit.granules} granules")
+
+    @classmethod
+    def dense(cls, units: Sequence[Unit]) -> Allocation:
+        """Everything kept."""
+        return cls(tuple(units), tuple(unit.granules for unit in units))
+
+    @property
+    def retention(self) -> tuple[float, ...]:
+        """Share of granules kept per unit, in [0, 1]."""
+        return tuple(k / u.granules for u, k in zip(self.units, self.kept, strict=True))
+
+    @property
+    def prunable(self) -> int:
+        """Prunable weights of the dense model."""
+        return sum(unit.params for unit in self.units)
+
+    @property
+    def removed(self) -> int:
+        """Prunable weights removed."""
+        return sum(
+            (u.granules - k) * u.params_per_granule for u, k in zip(self.units, self.kept, strict=True)
+        )
+
+    @property
+    def sparsity(self) -> float:
+        """Removed / prunable, by parameter count (METHODS 1)."""
+        return self.removed / self.prunable
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One JSON-ready row per unit, for tables and artifacts."""
+        return [
+            {
+                "unit": u.name,
+                "kind": u.kind,
+                "layer": u.layer,
+                "granules": u.granules,
+                "kept": k,
+                "retention": round(k / u.granules, 6),
+                "params_per_granule": u.params_per_granule,
+            }
+            for u, k in zip(self.units, self.kept, strict=True)
+        ]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[dict[str, Any]]) -> Allocation:
+        """The inverse of :meth:`to_rows`."""
+        units = tuple(
+            Unit(r["unit"], r["kind"], int(r["layer"]), int(r["granules"]), int(r["params_per_granule"]))
+            for r in rows
+        )
+        return cls(units, tuple(int(r["kept"]) for r in rows))
