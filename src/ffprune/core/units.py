@@ -70,9 +70,7 @@ class Allocation:
     @property
     def removed(self) -> int:
         """Prunable weights removed."""
-        return sum(
-            (u.granules - k) * u.params_per_granule for u, k in zip(self.units, self.kept, strict=True)
-        )
+        return sum((u.granules - k) * u.params_per_granule for u, k in zip(self.units, self.kept, strict=True))
 
     @property
     def sparsity(self) -> float:
@@ -98,7 +96,6 @@ class Allocation:
     def from_rows(cls, rows: Sequence[dict[str, Any]]) -> Allocation:
         """The inverse of :meth:`to_rows`."""
         units = tuple(
-            Unit(r["unit"], r["kind"], int(r["layer"]), int(r["granules"]), int(r["params_per_granule"]))
-            for r in rows
+            Unit(r["unit"], r["kind"], int(r["layer"]), int(r["granules"]), int(r["params_per_granule"])) for r in rows
         )
         return cls(units, tuple(int(r["kept"]) for r in rows))

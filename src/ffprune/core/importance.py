@@ -1,0 +1,162 @@
+"""In which order the granules of one unit go: one-shot scores, and elimination that knows the repair.
+
+Every criterion answers with a :class:`Ranking`: the granules from the most to the least important, so that any
+retention is a prefix, and the error that each prefix leaves.
+
+Throughout, ``weight`` is the unit's last linear map (o_proj or down_proj), float ``[d_out, n]``, ``xx`` its input
+Gram X^T X, float ``[n, n]``, and a granule is ``width`` neighbouring columns (1 for an FFN channel; query heads
+times head size for a key/value group).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ffprune.core.errors import ParameterError
+from ffprune.core.gram import damped
+
+_PANEL = 64
+"""Eliminations between two matrix-matrix updates; it changes the speed, not the result."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Order of removal inside one unit.
+
+    Attributes:
+        order: int64 ``[granules]``, most important first: keeping k granules keeps ``order[:k]``.
+        error: float64 ``[granules + 1]``; ``error[k]`` is the squared error of the last linear map's output, summed
+            over the calibration tokens and outputs, when k granules are kept. ``error[granules] == 0``.
+    """
+
+    order: Tensor
+    error: Tensor
+
+
+Criterion = Callable[[Tensor, Tensor, int, float], Ranking]
+
+
+def _from_scores(scores: Tensor) -> Ranking:
+    """Rank by a score per granule, whose sum over the removed stands for the error."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    removed = torch.flip(torch.cumsum(torch.flip(scores[order], (0,)), 0), (0,))
+    return Ranking(order, torch.cat([removed, removed.new_zeros(1)]))
+
+
+def activation_norm(weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
+    """Squared l2-norm of the activations that enter the last linear map (SS, section 3.1), summed over a granule."""
+    del weight, damping
+    return _from_scores(xx.diagonal().double().view(-1, width).sum(1))
+
+
+def wanda_column(weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
+    """Wanda scores aggregated over a channel's output column (FF): ||W_:,j||^2 * ||X_j||^2, summed over a granule."""
+    del damping
+    scores = weight.double().square().sum(0) * xx.diagonal().double()
+    return _from_scores(scores.view(-1, width).sum(1))
+
+
+def compensated_elimination(weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
+    """Backward elimination by the error that is left *after* the repair (OBS, MS Eq. 2-3, on whole granules).
+
+    One granule S goes at a time: the one with the least tr(W_S ([H^-1]_SS)^-1 W_S^T), H = X^T X + lambda I, where
+    W and H^-1 are those of the granules still there, W already repaired for all that went before.
+
+    Args:
+        weight: ``[d_out, n]``.
+        xx: ``[n, n]``.
+        width: columns of one granule.
+        damping: lambda, relative to the mean of diag(xx).
+    """
+    weight, xx = weight.double(), xx.double()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(xx, damping)))
+    removed, added = _eliminate_columns(weight, inverse) if width == 1 else _eliminate_groups(weight, inverse, width)
+    error = torch.cat([torch.flip(torch.cumsum(added, 0), (0,)), added.new_zeros(1)])
+    return Ranking(torch.flip(removed, (0,)), error)
+
+
+def _eliminate_columns(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Greedy elimination of single columns in panels.
+
+    With c = [H^-1]_:,p, u = c / sqrt(c_p) and A = W^T W, removing p turns H^-1 into H^-1 - u u^T and A into
+    A - (v u^T + u v^T), v = A_:,p / sqrt(c_p) - A_pp / (2 c_p) u. The choice needs only both diagonals, so the
+    matrices themselves are brought up to date once a panel, by matrix products.
+
+    Returns:
+        columns in the order of their removal (int64 ``[n]``) and the error each removal added (float64 ``[n]``).
+    """
+    n = weight.shape[1]
+    names, gram = torch.arange(n), weight.T @ weight
+    removed, added = torch.empty(n, dtype=torch.int64), torch.empty(n, dtype=torch.float64)
+    done = 0
+    while done < n:
+        size = min(_PANEL, n - done)
+        diag, norms = inverse.diagonal().clone(), gram.diagonal().clone()
+        u_panel, v_panel = inverse.new_zeros(size, len(names)), inverse.new_zeros(size, len(names))
+        alive = torch.ones(len(names), dtype=torch.bool)
+        for i in range(size):
+            p = int(torch.where(alive, norms / diag, torch.inf).argmin())
+            u_past, v_past = u_panel[:i], v_panel[:i]
+            root = diag[p].sqrt()
+            # Both matrices are symmetric: a row is read where the formula says column, for it is contiguous.
+            u = (inverse[p] - u_past[:, p] @ u_past) / root
+            column = gram[p] - u_past[:, p] @ v_past - v_past[:, p] @ u_past
+            v = column / root - norms[p] / (2 * diag[p]) * u
+            removed[done + i], added[done + i] = names[p], norms[p] / diag[p]
+            u_panel[i], v_panel[i] = u, v
+            diag, norms = diag - u * u, (norms - 2 * u * v).clamp_min(0)
+            alive[p] = False
+        rest = torch.nonzero(alive).flatten()
+        u, v, names = u_panel[:, rest], v_panel[:, rest], names[rest]
+        inverse = torch.addmm(inverse[rest][:, rest], u.T, u, alpha=-1)
+        gram = torch.addmm(gram[rest][:, rest], torch.cat([u, v]).T, torch.cat([v, u]), alpha=-1)
+        done += size
+    return removed, added
+
+
+def _eliminate_groups(weight: Tensor, inverse: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Greedy elimination of groups of ``width`` columns; there are few of them, so every candidate is solved."""
+    names = torch.arange(weight.shape[1] // width)
+    removed, added = [], []
+    while len(names):
+        blocks = [slice(i * width, (i + 1) * width) for i in range(len(names))]
+        # solved[i] = ([H^-1]_SS)^-1 W_S^T
+        solved = [torch.linalg.solve(inverse[s, s], weight[:, s].T) for s in blocks]
+        errors = torch.stack([(weight[:, s].T * x).sum() for s, x in zip(blocks, solved, strict=True)])
+        best = int(torch.argmin(errors))
+        gone = blocks[best]
+        rest = torch.cat([torch.arange(s.start, s.stop) for s in blocks if s != gone] or [names.new_empty(0)])
+        weight = weight[:, rest] - solved[best].T @ inverse[gone][:, rest]
+        inverse = inverse[rest][:, rest] - inverse[rest, gone] @ torch.linalg.solve(
+            inverse[gone, gone], inverse[gone][:, rest]
+        )
+        removed.append(int(names[best]))
+        added.append(float(errors[best]))
+        names = torch.cat([names[:best], names[best + 1 :]])
+    return torch.tensor(removed, dtype=torch.int64), torch.tensor(added, dtype=torch.float64)
+
+
+CRITERIA: dict[str, Criterion] = {
+    "activation_norm": activation_norm,
+    "wanda_column": wanda_column,
+    "compensated_elimination": compensated_elimination,
+}
+
+
+def rank(criterion: str, weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
+    """Rank a unit's granules by the named criterion.
+
+    Raises:
+        ParameterError: the criterion is unknown.
+    """
+    if criterion not in CRITERIA:
+        raise ParameterError(
+            f"Criterion {criterion!r} was asked for",
+            f"Known criteria: {', '.join(CRITERIA)}",
+            "Change sensitivity.criterion",
+        )
+    return CRITERIA[criterion](weight, xx, width, damping)

@@ -1,0 +1,73 @@
+"""Ridge repair of a unit's last linear map (FF Eq. 6-7, SS Eq. 3-10; METHODS 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ffprune.core.gram import damped
+
+
+def repair(weight: Tensor, xx: Tensor, kept: Tensor, damping: float, absolute: bool = False) -> Tensor:
+    """Fold the removed input columns into the kept ones: W_R + W_P G_PR (G_RR + lambda I)^-1.
+
+    Args:
+        weight: float ``[d_out, n]``, the dense map.
+        xx: float ``[n, n]``, Gram of its dense input, X^T X.
+        kept: int64 ``[k]``, the columns that stay (R), in the order they are wanted.
+        damping: lambda; relative to mean diag(xx), or absolute as the papers print it.
+        absolute: how ``damping`` is read.
+
+    Returns:
+        float ``[d_out, k]`` in the dtype of ``weight``, computed in float64.
+    """
+    n = weight.shape[1]
+    mask = torch.ones(n, dtype=torch.bool)
+    mask[kept] = False
+    removed = torch.nonzero(mask).flatten()
+    if len(removed) == 0:
+        return weight[:, kept].clone()
+    wide, gram = weight.double(), xx.double()
+    g_rr = damped(gram, damping, absolute)[kept][:, kept]
+    coefficients = torch.cholesky_solve(gram[kept][:, removed], torch.linalg.cholesky(g_rr))  # S*, [k, p]
+    return (wide[:, kept] + wide[:, removed] @ coefficients.T).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class PrefixRidge:
+    """The repair at *every* prefix of one fixed order, from a single factorisation (METHODS 7).
+
+    Attributes:
+        weight: float32 ``[d_out, n]``, the dense map, columns in the order of importance.
+        factor: float32 ``[n, n]``, lower Cholesky factor L of the ordered Gram + lambda I.
+        product: float32 ``[d_out, n]``, M = W L.
+    """
+
+    weight: Tensor
+    factor: Tensor
+    product: Tensor
+
+    @classmethod
+    def prepare(cls, weight: Tensor, xx: Tensor, order: Tensor, damping: float) -> PrefixRidge:
+        """Factorise once.
+
+        Args:
+            weight: float ``[d_out, n]``.
+            xx: float ``[n, n]``.
+            order: int64 ``[n]``, columns, most important first.
+            damping: lambda relative to mean diag(xx).
+        """
+        wide = weight[:, order].double()
+        factor = torch.linalg.cholesky(damped(xx.double(), damping)[order][:, order])
+        return cls(wide.float(), factor.float(), (wide @ factor).float())
+
+    def at(self, k: int) -> Tensor:
+        """The repaired map when the first k columns stay: M_:,:k L_:k,:k^-1, float32 ``[d_out, k]``."""
+        if k == self.weight.shape[1]:
+            return self.weight
+        solved: Tensor = torch.linalg.solve_triangular(
+            self.factor[:k, :k], self.product[:, :k], upper=False, left=False
+        )
+        return solved

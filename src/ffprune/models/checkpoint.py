@@ -1,0 +1,254 @@
+"""Model folders: saved whole or not at all, loaded only when every tensor is what config.json says."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ffprune.core.errors import DiskFull, MissingInput, UnsafeFile
+from ffprune.models.families import family_named, family_of
+from ffprune.models.layer_config import quiet_transformers, read_layer_config, resize, write_layer_config
+from ffprune.models.view import ModelView
+from ffprune.models.weights import CorruptModel, fill, placement, weight_files
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: str | Path) -> None:
+    """Write a model folder, whole or not at all.
+
+    Weights go to one ``model.safetensors`` (tied weights once); layers pruned to other shapes than the
+    dense ones are listed in config.json under ``per_layer_config``. The model is not changed.
+
+    Args:
+        model: of a supported family, dense or pruned.
+        tokenizer: saved next to it; None for none.
+        path: the folder; what it held before is replaced at the very end, and stays on failure.
+
+    Raises:
+        DiskFull: not enough room; states both sizes.
+        UnsupportedArchitecture: no family fits the model.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = _present_config(model)
+    tensors = _tensors(model)
+    with _refusing_full_disk(path, sum(t.nbytes for t in tensors.values())), _replacing(path) as folder:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with quiet_transformers():
+            config.save_pretrained(folder)
+        # safetensors makes its file readable by its owner only; a model is as shareable as its config.
+        (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+        if model.generation_config is not None:
+            model.generation_config.to_json_file(folder / "generation_config.json")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if hasattr(config, "auto_map"):
+            # A model that runs its own code can only be loaded again with that code next to it.
+            for code in Path(config._name_or_path).glob("*.py"):
+                shutil.copy(code, folder)
+
+
+def load_model(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a dense or pruned model folder, from safetensors only.
+
+    The model is built without weights, its layers get the shapes of ``per_layer_config``, and every tensor
+    is checked against them before it is read: one tensor at a time, straight to its device.
+
+    Args:
+        path: a folder with config.json and safetensors weights, in one file or sharded.
+        dtype: floating-point type of the parameters.
+        device: where the whole model goes, unless ``device_map`` is given.
+        device_map: ``"auto"`` spreads the model over the devices there are; or module name -> device.
+        trust_remote_code: run Python code that the folder ships.
+
+    Returns:
+        The model in eval mode, without gradients.
+
+    Raises:
+        MissingInput: no folder, config or weights.
+        UnsafeFile: pickled weights only, or code in the folder that was not trusted.
+        UnsupportedArchitecture: no family fits.
+        CorruptModel: config or weights are damaged or contradict each other.
+    """
+    path = Path(path)
+    config = _read_config(path, trust_remote_code)
+    files = weight_files(path)
+    with quiet_transformers():
+        shapes = read_layer_config(config, family_of(config))
+        # transformers builds all layers from the global values, which a heterogeneous config hides.
+        config.per_layer_config = None
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+        model.tie_weights()
+        resize(model, shapes)
+        write_layer_config(model.config, ModelView(model))
+        devices = placement(model, device, device_map)
+        fill(model, files, dtype, devices)
+    if (path / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    if len(set(devices.values())) > 1:
+        import accelerate  # type: ignore[import-untyped]  # slow to import, rarely needed
+
+        accelerate.dispatch_model(model, devices)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        MissingInput: the folder has no tokenizer.
+    """
+    path = Path(path)
+    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise MissingInput(
+            f"A tokenizer was asked for from {path}",
+            "There is neither tokenizer.json nor tokenizer_config.json",
+            "Copy the tokenizer files of the original model into the folder",
+        )
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    return tokenizer
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """The number format that a model folder is stored in, as its config says (float32 where it does not).
+
+    Raises:
+        MissingInput, CorruptModel: no folder with a readable config.
+    """
+    dtype = _read_config(Path(path), trust_remote_code=False).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _present_config(model: PreTrainedModel) -> PretrainedConfig:
+    """A copy of the model's config with its present shapes and dtype."""
+    config = copy.deepcopy(model.config)
+    with quiet_transformers():
+        write_layer_config(config, ModelView(model))
+    config.dtype = model.dtype
+    config.architectures = [type(model).__name__]
+    return config
+
+
+def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What goes to disk: parameters and persistent buffers, tied ones once."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = _compact(tensor.detach())
+    return tensors
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Contiguous and alone in its storage, as safetensors wants it: prefix views share a larger one."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+    file = path / "config.json"
+    if not file.is_file():
+        raise MissingInput(
+            f"A model was asked for from {path}",
+            "There is no config.json" if path.is_dir() else "There is no such folder",
+            "Give a folder with config.json and *.safetensors, as save_pretrained writes it",
+        )
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _bad_config(file, error) from error
+    family_named(str(raw.get("model_type")), raw)
+    if {"AutoConfig", "AutoModelForCausalLM"} & set(raw.get("auto_map", ())) and not trust_remote_code:
+        raise UnsafeFile(
+            f"The model in {path} runs Python code of its own ({raw['auto_map']})",
+            "ffprune runs no code from a model folder unless told to",
+            "Read that code, then set trust_remote_code to true, or choose another model",
+        )
+    try:
+        with quiet_transformers():
+            config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise _bad_config(file, error) from error
+    return config
+
+
+def _bad_config(file: Path, error: Exception) -> CorruptModel:
+    return CorruptModel(
+        f"{file} cannot be used: {error}",
+        "It must be JSON with the settings that transformers knows for its model_type",
+        "Correct it, or fetch or write the folder again",
+    )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """An empty sibling folder that takes the place of ``path`` when the block succeeds."""
+    partial, previous = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("partial", "previous"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if not path.exists():
+            partial.replace(path)
+            return
+        # A folder cannot be renamed onto a full one: the old one steps aside, and back if need be.
+        path.replace(previous)
+        try:
+            partial.replace(path)
+        except OSError:
+            previous.replace(path)
+            raise
+        shutil.rmtree(previous)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _refusing_full_disk(path: Path, needed: int) -> Iterator[None]:
+    def full() -> DiskFull:
+        free = shutil.disk_usage(path.parent).free
+        return DiskFull(
+            f"Saving a model of {needed / 1e6:.1f} MB to {path}",
+            f"That disk has {free / 1e6:.1f} MB free; what {path.name} held before is untouched",
+            "Free some space or choose an output folder on another disk",
+        )
+
+    if shutil.disk_usage(path.parent).free < needed:
+        raise full()
+    try:
+        yield
+    except Exception as error:
+        # safetensors and tokenizers report the system's error under types of their own, as text only.
+        if "No space left" in str(error):
+            raise full() from error
+        raise

@@ -1,0 +1,87 @@
+"""How much an error in a unit's output matters: the Fisher curvature of the loss there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ffprune.core.errors import NonFiniteLoss
+from ffprune.models.view import ModelView
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """trace(C) of one unit's output.
+
+    Attributes:
+        mean: nats per squared unit of output, per token.
+        stderr: standard error over windows.
+    """
+
+    mean: float
+    stderr: float
+
+
+def output_curvature(
+    view: ModelView,
+    windows: Tensor,
+    batch_size: int,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Curvature]:
+    """E ||d(-log p(y)) / d(output)||^2 per unit, labels y drawn from the model itself.
+
+    This is the trace of the Fisher matrix, which is the Gauss-Newton Hessian of the cross-entropy (K-FAC, Martens and
+    Grosse 2015): positive, and exact for the divergence from the dense model. One backward pass serves all units.
+
+    Args:
+        view: the dense model; its parameters need no gradients.
+        windows: int64 ``[n, seqlen]``.
+        batch_size: windows at a time.
+        generator: of the labels.
+        progress: told of windows done and in all.
+
+    Returns:
+        One estimate per unit of ``view.units``.
+
+    Raises:
+        NonFiniteLoss: a gradient is not finite.
+    """
+    sums = torch.zeros(len(view.units), len(windows), dtype=torch.float64)
+    rows = slice(0, 0)
+
+    def keep(index: int, module: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(partial(store, index))  # type: ignore[no-untyped-call]
+
+    def store(index: int, gradient: Tensor) -> None:
+        sums[index, rows] = gradient.double().square().flatten(1).sum(1).cpu()
+
+    hooks = [view.unit_linears(i).last.register_forward_hook(partial(keep, i)) for i in range(len(view.units))]
+    try:
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size]
+            rows = slice(start, start + len(batch))
+            embedded = view.model.get_input_embeddings()(batch).detach().requires_grad_(True)
+            logits = view.model(inputs_embeds=embedded, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+            shares = logits.detach().softmax(-1)
+            labels = torch.multinomial(shares, 1, generator=generator).flatten()
+            nn.functional.cross_entropy(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+            if progress is not None:
+                progress(rows.stop, len(windows))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sums /= windows.shape[1] - 1
+    if not torch.isfinite(sums).all():
+        raise NonFiniteLoss(
+            "the gradient of the loss is not finite in some unit",
+            "a finite loss is needed to compare units",
+            "Change compute.dtype to float32 or bfloat16",
+        )
+    spread = sums.std(1) / math.sqrt(len(windows)) if len(windows) > 1 else torch.full((len(sums),), math.inf)
+    return [Curvature(float(m), float(s)) for m, s in zip(sums.mean(1), spread, strict=True)]

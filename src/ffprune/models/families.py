@@ -1,0 +1,142 @@
+"""Model families: one row per family says where its prunable linears live."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from ffprune.core.errors import UnsupportedArchitecture
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one family of decoder-only models keeps its prunable linears (METHODS 1).
+
+    Whether a linear has a bias is read off the module, never stated here.
+
+    Attributes:
+        model_type: the ``model_type`` of the family's config in transformers.
+        layers: dotted path from the causal-LM model to its list of decoder layers.
+        attention: path of the attention module inside a layer.
+        attention_inputs: role -> path inside a layer of the linears that lose output rows (q, k, v).
+        attention_output: path inside a layer of the attention's last linear, role ``o``.
+        ffn_inputs: role -> path inside a layer of the FFN's linears that lose output rows
+            (``gate`` and ``up``, or ``up`` alone where the FFN is not gated).
+        ffn_output: path inside a layer of the FFN's last linear, role ``down``.
+        heads: config attribute with the number of query heads.
+        kv_heads: config attribute with the number of key/value heads (``heads`` again without GQA).
+        ffn_width: config attribute with the number of FFN channels.
+        heads_attribute: attribute of the attention module that its forward reads as the number of query
+            heads; None where the forward infers it from the projections.
+        ratio_attribute: attribute of the attention module with query heads per key/value head; None
+            without GQA.
+        marks: config attributes that give the layout away, used to name the nearest row in refusals.
+    """
+
+    model_type: str
+    layers: str
+    attention: str
+    attention_inputs: Mapping[str, str]
+    attention_output: str
+    ffn_inputs: Mapping[str, str]
+    ffn_output: str
+    heads: str
+    kv_heads: str
+    ffn_width: str
+    heads_attribute: str | None
+    ratio_attribute: str | None
+    marks: tuple[str, ...]
+
+
+def _llama_layout(model_type: str) -> Family:
+    return Family(
+        model_type=model_type,
+        layers="model.layers",
+        attention="self_attn",
+        attention_inputs={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
+        attention_output="self_attn.o_proj",
+        ffn_inputs={"gate": "mlp.gate_proj", "up": "mlp.up_proj"},
+        ffn_output="mlp.down_proj",
+        heads="num_attention_heads",
+        kv_heads="num_key_value_heads",
+        ffn_width="intermediate_size",
+        heads_attribute=None,
+        ratio_attribute="num_key_value_groups",
+        marks=("num_key_value_heads", "rms_norm_eps", "hidden_act", "intermediate_size"),
+    )
+
+
+_ROWS = (
+    _llama_layout("llama"),
+    _llama_layout("mistral"),
+    _llama_layout("qwen2"),
+    Family(
+        model_type="opt",
+        layers="model.decoder.layers",
+        attention="self_attn",
+        attention_inputs={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
+        attention_output="self_attn.out_proj",
+        ffn_inputs={"up": "fc1"},
+        ffn_output="fc2",
+        heads="num_attention_heads",
+        kv_heads="num_attention_heads",
+        ffn_width="ffn_dim",
+        heads_attribute="num_heads",
+        ratio_attribute=None,
+        marks=("ffn_dim", "do_layer_norm_before", "word_embed_proj_dim", "activation_function"),
+    ),
+)
+
+#: The supported families by transformers ``model_type``.
+FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The row of the table that fits a model's config.
+
+    Args:
+        config: a transformers config.
+
+    Returns:
+        The row for ``config.model_type``.
+
+    Raises:
+        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row.
+    """
+    return family_named(config.model_type, config.to_dict())
+
+
+def family_named(model_type: str, keys: Iterable[str]) -> Family:
+    """:func:`family_of` for a config that transformers may not know either.
+
+    Args:
+        model_type: the config's ``model_type``.
+        keys: the names of all its settings, which give its layout away.
+
+    Returns:
+        The row for ``model_type``.
+
+    Raises:
+        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row.
+    """
+    if model_type not in FAMILIES:
+        raise UnsupportedArchitecture(
+            f"The model is of type {model_type!r}, which ffprune has no row for",
+            f"Supported types are {', '.join(FAMILIES)}; the nearest is {_nearest(model_type, set(keys)).model_type!r}",
+            "Choose a model of a supported type, or, if its layers are laid out like the nearest one's, "
+            "add a row to FAMILIES in ffprune/models/families.py and run the family suite in tests/models",
+        )
+    return FAMILIES[model_type]
+
+
+def _nearest(model_type: str, keys: set[str]) -> Family:
+    """Most layout marks in common first, then the most similar name."""
+
+    def likeness(row: Family) -> tuple[int, float]:
+        name = difflib.SequenceMatcher(None, model_type, row.model_type).ratio()
+        return len(keys.intersection(row.marks)), name
+
+    return max(_ROWS, key=likeness)

@@ -1,0 +1,203 @@
+"""A model seen as prunable units: blocks, roles, heads and channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ffprune.core.errors import UnsupportedArchitecture
+from ffprune.core.units import Kind, Unit
+from ffprune.models.families import Family, family_of
+
+
+def granule_indices(granules: Tensor, width: int) -> Tensor:
+    """Row or column indices of a linear that belong to some granules.
+
+    Granule g owns the ``width`` consecutive indices from ``g * width``: transformers lays heads out one
+    after the other, and the query heads of one key/value group are neighbours (``repeat_kv``).
+
+    Args:
+        granules: [m] int64, granule indices in any order.
+        width: indices per granule in this linear.
+
+    Returns:
+        [m * width] int64, in the order of ``granules``.
+    """
+    offsets = torch.arange(width, device=granules.device)
+    return (granules[:, None] * width + offsets).flatten()
+
+
+@dataclass(frozen=True)
+class UnitLinears:
+    """The linears of one unit.
+
+    Attributes:
+        inputs: role -> linear that loses output rows (q, k, v; or gate, up) together with its bias.
+        last_role: ``o`` or ``down``.
+        last: the linear that loses input columns; its bias is never touched.
+        width: role -> rows (for the last role: columns) per granule.
+    """
+
+    inputs: dict[str, nn.Linear]
+    last_role: str
+    last: nn.Linear
+    width: dict[str, int]
+
+    @property
+    def granules(self) -> int:
+        """Granules the unit has now."""
+        return self.last.in_features // self.width[self.last_role]
+
+
+class Block:
+    """One decoder layer: its linears by role, and its shape as it is now.
+
+    Args:
+        layer: the decoder layer's module.
+        index: its position among the decoder layers.
+        family: the row that fits the model.
+
+    Attributes:
+        index: position among the decoder layers.
+        attention: the attention module.
+        linears: role -> linear; roles are q, k, v, o, up, down and, where the FFN is gated, gate. OPT's
+            fc1 is ``up`` and fc2 is ``down``.
+        head_dim: width of one head.
+        heads_per_group: query heads that share one key/value head (1 without GQA).
+
+    Raises:
+        UnsupportedArchitecture: a linear of the row is missing, or query heads do not divide into groups.
+    """
+
+    def __init__(self, layer: nn.Module, index: int, family: Family) -> None:
+        self.index = index
+        paths = {
+            **family.attention_inputs,
+            "o": family.attention_output,
+            **family.ffn_inputs,
+            "down": family.ffn_output,
+        }
+        self.attention = _submodule(layer, family.attention, family)
+        self.linears = {role: _linear(layer, path, family) for role, path in paths.items()}
+        self.head_dim = int(self.attention.head_dim)  # type: ignore[arg-type]
+        heads, groups = (self.linears[role].out_features // self.head_dim for role in "qk")
+        if groups == 0 or heads % groups:
+            raise UnsupportedArchitecture(
+                f"Layer {index} has {heads} query heads for {groups} key/value heads",
+                "Every key/value head must serve the same number of query heads, and there must be one",
+                "Prune whole key/value groups, or leave this model out",
+            )
+        self.heads_per_group = heads // groups
+        self._ffn_inputs = tuple(family.ffn_inputs)
+        self._family = family
+
+    @property
+    def groups(self) -> int:
+        """Key/value groups now (heads without GQA)."""
+        return self.linears["k"].out_features // self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """FFN channels now."""
+        return self.linears["down"].in_features
+
+    def unit_linears(self, kind: Kind) -> UnitLinears:
+        """The linears of this layer's attention or FFN unit."""
+        if kind == "attention":
+            query = self.head_dim * self.heads_per_group
+            return UnitLinears(
+                {role: self.linears[role] for role in "qkv"},
+                "o",
+                self.linears["o"],
+                {"q": query, "k": self.head_dim, "v": self.head_dim, "o": query},
+            )
+        inputs = {role: self.linears[role] for role in self._ffn_inputs}
+        return UnitLinears(inputs, "down", self.linears["down"], dict.fromkeys((*inputs, "down"), 1))
+
+    def sync_heads(self) -> None:
+        """Tell the attention module the head counts that its projections have now."""
+        if self._family.heads_attribute is not None:
+            setattr(self.attention, self._family.heads_attribute, self.groups * self.heads_per_group)
+        if self._family.ratio_attribute is not None:
+            setattr(self.attention, self._family.ratio_attribute, self.heads_per_group)
+
+
+class ModelView:
+    """A causal language model of a supported family, seen as prunable units (METHODS 1).
+
+    The view holds the model's own modules: surgery on the model shows in ``blocks`` and ``prunable`` at
+    once, while ``units`` keeps the granule counts found when the view was made, so that an allocation
+    made for them stays valid. Already pruned models with different shapes per layer are fine.
+
+    Args:
+        model: the model; not changed.
+
+    Attributes:
+        model: the model.
+        family: its row in the table of families.
+        blocks: one per decoder layer.
+        units: layer by layer, attention (``layers.3.attention``) before FFN (``layers.3.ffn``).
+        prunable: ``layers.3.q`` -> linear, for q, k, v, o, gate, up, down of every layer in this order
+            (OPT: no gate; fc1 is ``up``, fc2 is ``down``).
+
+    Raises:
+        UnsupportedArchitecture: no family fits.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.family = family_of(model.config)
+        layers = _submodule(model, self.family.layers, self.family)
+        self.blocks = [Block(layer, i, self.family) for i, layer in enumerate(layers.children())]
+        kinds: tuple[Kind, ...] = ("attention", "ffn")
+        self._kinds = [(block, kind) for block in self.blocks for kind in kinds]
+        self.units = tuple(_unit(block, kind) for block, kind in self._kinds)
+        self.prunable = {
+            f"layers.{block.index}.{role}": linear for block in self.blocks for role, linear in block.linears.items()
+        }
+
+    @property
+    def prunable_params(self) -> int:
+        """Prunable weights when the view was made: the denominator of sparsity."""
+        return sum(unit.params for unit in self.units)
+
+    def block_of(self, unit_index: int) -> Block:
+        """The block that a unit belongs to."""
+        return self._kinds[unit_index][0]
+
+    def unit_linears(self, unit_index: int) -> UnitLinears:
+        """The linears of a unit, by its index in ``units``."""
+        block, kind = self._kinds[unit_index]
+        return block.unit_linears(kind)
+
+
+def _unit(block: Block, kind: Kind) -> Unit:
+    parts = block.unit_linears(kind)
+    per_granule = parts.width[parts.last_role] * parts.last.out_features
+    per_granule += sum(parts.width[role] * linear.in_features for role, linear in parts.inputs.items())
+    return Unit(f"layers.{block.index}.{kind}", kind, block.index, parts.granules, per_granule)
+
+
+def _submodule(module: nn.Module, path: str, family: Family) -> nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError as error:
+        raise UnsupportedArchitecture(
+            f"A {type(module).__name__} has no {path!r}, which the row for {family.model_type!r} names",
+            "ffprune prunes causal language models as transformers builds them",
+            "Load the model with ffprune.load_model or AutoModelForCausalLM",
+        ) from error
+
+
+def _linear(layer: nn.Module, path: str, family: Family) -> nn.Linear:
+    module = _submodule(layer, path, family)
+    if not isinstance(module, nn.Linear):
+        raise UnsupportedArchitecture(
+            f"{path!r} of a {type(layer).__name__} is a {type(module).__name__}",
+            "Only torch.nn.Linear projections can be pruned",
+            "Load the model without quantisation or adapters",
+        )
+    return module

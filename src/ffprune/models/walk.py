@@ -1,0 +1,105 @@
+"""The one calibration loop: windows of tokens through the model, a Gram per prunable linear out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ffprune.core.errors import NonFiniteLoss, ParameterError
+from ffprune.core.gram import Gram
+from ffprune.models.view import ModelView
+
+
+def collect(
+    view: ModelView,
+    windows: Tensor,
+    full: Collection[str],
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Gram]:
+    """Statistics of every prunable linear's input over calibration windows.
+
+    Linears that read the same input (q, k, v; gate, up) share one :class:`Gram` object. The LM head is
+    not run. The model is taken as it is: call ``model.eval()`` before.
+
+    Args:
+        view: the model's view.
+        windows: [n, seqlen] int64 token ids.
+        full: names from ``view.prunable`` whose whole X^T X is wanted; the others get diagonal and mean.
+        batch_size: windows per forward pass.
+        progress: called after each batch with windows done and windows in total.
+
+    Returns:
+        Name -> Gram over n * seqlen tokens, for all of ``view.prunable``, on the linear's device.
+
+    Raises:
+        ParameterError: ``full`` has a name that is not prunable, or there are no windows.
+        NonFiniteLoss: statistics are not finite; names the first such linear.
+    """
+    if unknown := sorted(set(full) - set(view.prunable)):
+        raise ParameterError(
+            f"Full statistics were asked for {unknown}",
+            f"Prunable linears are {next(iter(view.prunable))!r} to {next(reversed(view.prunable))!r}",
+            "Use names from ModelView.prunable",
+        )
+    if windows.ndim != 2 or windows.numel() == 0 or batch_size < 1:
+        raise ParameterError(
+            f"Calibration was asked for on windows of shape {tuple(windows.shape)}, {batch_size} at a time",
+            "It needs a non-empty [n, seqlen] tensor of token ids and a batch size of at least 1",
+            "Raise the number of calibration windows, their length or the batch size",
+        )
+    grams: dict[str, Gram] = {}
+    hooks = []
+    for names in _shared_inputs(view):
+        linear = view.prunable[names[0]]
+        gram = Gram.zeros(linear.in_features, any(name in full for name in names), linear.weight.device)
+        grams.update(dict.fromkeys(names, gram))
+        hooks.append(linear.register_forward_pre_hook(_updater(gram)))
+    try:
+        _stream(view, windows, batch_size, progress)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in view.prunable:
+        _check_finite(name, grams[name])
+    return {name: grams[name] for name in view.prunable}
+
+
+def _stream(view: ModelView, windows: Tensor, batch_size: int, progress: Callable[[int, int], None] | None) -> None:
+    decoder = view.model.get_decoder()  # type: ignore[no-untyped-call]
+    with torch.inference_mode():
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size].to(view.model.device)
+            decoder(input_ids=batch, use_cache=False)
+            if progress is not None:
+                progress(start + len(batch), len(windows))
+
+
+def _shared_inputs(view: ModelView) -> list[tuple[str, ...]]:
+    """Names of linears that read the same input, input by input."""
+    groups = []
+    for index, unit in enumerate(view.units):
+        parts = view.unit_linears(index)
+        for roles in (tuple(parts.inputs), (parts.last_role,)):
+            groups.append(tuple(f"layers.{unit.layer}.{role}" for role in roles))
+    return groups
+
+
+def _updater(gram: Gram) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def update(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        gram.update(inputs[0])
+
+    return update
+
+
+def _check_finite(name: str, gram: Gram) -> None:
+    sums = [gram.total, gram.diag] if gram.xx is None else [gram.total, gram.diag, gram.xx]
+    if not all(bool(torch.isfinite(s).all()) for s in sums):
+        raise NonFiniteLoss(
+            f"The inputs of {name} are not finite over {gram.count} calibration tokens",
+            "Pruning and repair need finite statistics; earlier layers' inputs were finite",
+            "Check the model's weights, or load it as float32 if it runs in float16",
+        )

@@ -1,0 +1,195 @@
+"""Reading safetensors into a model that was built without weights, checking every tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, UnsafeFile
+
+
+class CorruptModel(FfpruneError):
+    """A model folder whose files are damaged or contradict each other."""
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model folder: ``model.safetensors`` or the shards its index lists.
+
+    Raises:
+        MissingInput: no weights, or a shard is not there.
+        UnsafeFile: weights only as pickles.
+    """
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise _no_safetensors(path)
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError) as error:
+        raise CorruptModel(
+            f"{index} cannot be read: {error!r}",
+            "It must be JSON with a weight_map",
+            "Fetch or write the folder again",
+        ) from error
+    files = [path / Path(name).name for name in sorted(names)]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise MissingInput(
+            f"The weights in {path} are sharded over {len(files)} files",
+            f"{len(missing)} of them are not there: {', '.join(missing[:3])}",
+            "Fetch the folder again, completely",
+        )
+    return files
+
+
+def _no_safetensors(path: Path) -> FfpruneError:
+    pickles = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles:
+        return UnsafeFile(
+            f"The weights in {path} are pickles ({', '.join(pickles[:3])}), which can run code when loaded",
+            "ffprune loads safetensors only",
+            "Convert the model with save_pretrained where you trust it, or fetch a safetensors revision",
+        )
+    return MissingInput(
+        f"Weights were asked for from {path}",
+        "There is neither model.safetensors nor model.safetensors.index.json",
+        "Give a folder with safetensors weights",
+    )
+
+
+def placement(
+    model: PreTrainedModel, device: str | torch.device, device_map: str | dict[str, Any] | None
+) -> dict[str, torch.device]:
+    """Module name -> device for a model without weights; ``""`` stands for the whole model.
+
+    Raises:
+        ParameterError: the model does not fit into the memory of the devices there are.
+    """
+    if device_map is None or (isinstance(device_map, str) and device_map != "auto"):
+        return {"": torch.device(device_map or device)}
+    spread: dict[str, Any]
+    if isinstance(device_map, str):
+        import accelerate  # type: ignore[import-untyped]  # slow to import, rarely needed
+
+        whole_blocks = list(model._no_split_modules or ())
+        spread = accelerate.infer_auto_device_map(model, no_split_module_classes=whole_blocks)
+    else:
+        spread = device_map
+    if "disk" in spread.values():
+        raise ParameterError(
+            "The model was to be spread over the devices of this machine",
+            "It does not fit into their memory together",
+            "Load it in a smaller dtype such as bfloat16, or use a larger machine",
+        )
+    return {module: torch.device(where) for module, where in spread.items()}
+
+
+def fill(model: PreTrainedModel, files: list[Path], dtype: torch.dtype, devices: dict[str, torch.device]) -> None:
+    """Read every tensor of a model on the meta device, in place.
+
+    Parameters come out with ``requires_grad`` False; tied ones stay one tensor. Non-persistent buffers,
+    which no file holds (rotary frequencies), are computed anew by their modules.
+
+    Args:
+        model: with all parameters on the meta device, of the final shapes, tied.
+        files: safetensors files.
+        dtype: for floating-point tensors.
+        devices: as :func:`placement` gives them.
+
+    Raises:
+        CorruptModel: a file is damaged, or a tensor is missing, unexpected or of another shape.
+    """
+    wanted = _Wanted(model)
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                    if name := wanted.name_of(key, file):
+                        wanted.check_shape(name, tensors.get_slice(key).get_shape(), file)
+                        tensor = tensors.get_tensor(key)
+                        kind = dtype if tensor.is_floating_point() else tensor.dtype
+                        wanted.put(name, tensor.to(_device_of(name, devices), kind))
+        except SafetensorError as error:
+            raise CorruptModel(
+                f"{file} cannot be read: {error}",
+                f"A whole safetensors file; this one has {file.stat().st_size} bytes, it may be truncated",
+                "Fetch or write the folder again",
+            ) from error
+    wanted.check_complete(files[0].parent)
+    for name, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            rebuilt: nn.Module = type(module)(config=model.config)
+            model.set_submodule(name, rebuilt.to(_device_of(name, devices)))
+
+
+class _Wanted:
+    """The tensors a model needs, each by the first of its names in the state dict, and which have come."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        first: dict[int, str] = {}
+        self.aliases: dict[str, list[str]] = {}
+        self.canonical: dict[str, str] = {}
+        self.tensors: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            canonical = first.setdefault(id(tensor), name)
+            self.canonical[name] = canonical
+            self.aliases.setdefault(canonical, []).append(name)
+            self.tensors[canonical] = tensor
+        self.done: set[str] = set()
+
+    def name_of(self, key: str, file: Path) -> str | None:
+        """The canonical name of a tensor in a file; None for one that is not needed (again)."""
+        # OPT checkpoints of the bare decoder lack the causal-LM model's prefix.
+        prefixed = f"{self.model.base_model_prefix}.{key}"
+        name = self.canonical.get(key) or self.canonical.get(prefixed)
+        if name is None:
+            # Old Llama checkpoints store rotary frequencies, which follow from the config.
+            if key.endswith("rotary_emb.inv_freq"):
+                return None
+            raise CorruptModel(
+                f"{file} has a tensor {key!r}",
+                f"A {type(self.model).__name__} of this config.json has no such tensor",
+                "Use config.json and weights of the same model, without quantisation or adapters",
+            )
+        return None if name in self.done else name
+
+    def check_shape(self, name: str, found: list[int], file: Path) -> None:
+        expected = list(self.tensors[name].shape)
+        if found != expected:
+            raise CorruptModel(
+                f"{file} has {name!r} of shape {found}",
+                f"config.json (with its per_layer_config) says {expected}",
+                "Use config.json and weights of the same model",
+            )
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        is_parameter = isinstance(self.tensors[name], nn.Parameter)
+        value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+        for alias in self.aliases[name]:
+            module, _, attribute = alias.rpartition(".")
+            setattr(self.model.get_submodule(module), attribute, value)
+        self.done.add(name)
+
+    def check_complete(self, path: Path) -> None:
+        if missing := [name for name in self.tensors if name not in self.done]:
+            raise CorruptModel(
+                f"The weights in {path} lack {len(missing)} tensors, the first is {missing[0]!r}",
+                f"config.json asks for {len(self.tensors)} tensors",
+                "Fetch or write the folder again, or correct the number of layers in config.json",
+            )
+
+
+def _device_of(name: str, devices: dict[str, torch.device]) -> torch.device:
+    """The device of the longest module name in the map that contains ``name``."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        if (device := devices.get(".".join(parts[:length]))) is not None:
+            return device
+    return devices[""]

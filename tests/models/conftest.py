@@ -1,0 +1,132 @@
+"""Tiny random models, one per family and variant that ffprune supports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from ffprune.models.checkpoint import save_model
+from ffprune.models.surgery import slice_model
+from ffprune.models.view import ModelView
+from tests.tiny import character_tokenizer
+
+VOCAB = 64
+LLAMA = {
+    "vocab_size": VOCAB,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+OPT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 24,
+    "ffn_dim": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "dropout": 0.0,
+}
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama_gqa": lambda: LlamaConfig(**LLAMA, head_dim=8, tie_word_embeddings=True),
+    "llama_mha": lambda: LlamaConfig(
+        **{**LLAMA, "num_key_value_heads": 6}, attention_bias=True, mlp_bias=True, tie_word_embeddings=False
+    ),
+    "mistral": lambda: MistralConfig(**LLAMA, sliding_window=8),
+    "qwen2": lambda: Qwen2Config(**LLAMA, tie_word_embeddings=True),
+    "opt": lambda: OPTConfig(**OPT),
+    "opt_350m": lambda: OPTConfig(**OPT, do_layer_norm_before=False, word_embed_proj_dim=16),
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def build(name: str) -> PreTrainedModel:
+    """A tiny random model with every parameter random: zero biases and unit norms would hide mistakes."""
+    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture
+def make_model() -> Callable[[str], PreTrainedModel]:
+    return build
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randint(2, VOCAB, (4, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def uneven() -> Callable[..., list[Tensor]]:
+    """For every unit another number of granules, in a shuffled order; at least one each."""
+
+    def kept(units: tuple) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(2)
+        return [
+            torch.randperm(u.granules, generator=generator)[: 1 + (7 * i + 3) % u.granules] for i, u in enumerate(units)
+        ]
+
+    return kept
+
+
+@pytest.fixture
+def model(make_model, uneven) -> PreTrainedModel:
+    """A model whose layers were all pruned to different shapes."""
+    model = make_model("llama_gqa")
+    view = ModelView(model)
+    slice_model(view, uneven(view.units))
+    return model
+
+
+@pytest.fixture
+def folder(model, tmp_path) -> Path:
+    save_model(model, None, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit_config(folder: Path, **changes) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def edit_tensors(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return character_tokenizer()

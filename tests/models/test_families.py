@@ -1,0 +1,250 @@
+"""One suite that every model family passes; a new family adds a config and a two-line class."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, MixtralConfig, PretrainedConfig, Qwen3Config
+
+from ffprune.core.errors import ParameterError, UnsupportedArchitecture
+from ffprune.models.checkpoint import load_model, save_model
+from ffprune.models.families import FAMILIES, family_of
+from ffprune.models.layer_config import LayerShape, read_layer_config
+from ffprune.models.surgery import copy_model, mask_unit, read_unit, set_unit, slice_model, slice_unit
+from ffprune.models.view import ModelView, granule_indices
+from ffprune.models.walk import collect
+
+
+class FamilySuite:
+    """What holds for every family. Subclasses state the counts, worked out by hand."""
+
+    case: str
+    granules: tuple[int, int] = (3, 20)
+    params_per_granule: tuple[int, int]
+    roles = ("q", "k", "v", "o", "gate", "up", "down")
+
+    @pytest.fixture
+    def model(self, make_model):
+        return make_model(self.case)
+
+    @pytest.fixture
+    def view(self, model):
+        return ModelView(model)
+
+    def test_units_are_counted_to_the_last_parameter(self, view):
+        names = [f"layers.{i}.{kind}" for i in range(3) for kind in ("attention", "ffn")]
+        assert [u.name for u in view.units] == names
+        assert [u.granules for u in view.units] == list(self.granules) * 3
+        assert [u.params_per_granule for u in view.units] == list(self.params_per_granule) * 3
+        assert list(view.prunable) == [f"layers.{i}.{role}" for i in range(3) for role in self.roles]
+        assert view.prunable_params == sum(linear.weight.numel() for linear in view.prunable.values())
+
+    def test_removing_a_granule_removes_its_params_and_biases(self, view):
+        before = {n: p.numel() for n, p in view.model.named_parameters()}
+        for index, unit in enumerate(view.units):
+            slice_unit(view, index, torch.arange(unit.granules - 1))
+        after = {n: p.numel() for n, p in view.model.named_parameters()}
+        lost = {n: before[n] - after[n] for n in before}
+        weights = sum(count for name, count in lost.items() if name.endswith("weight"))
+        assert weights == sum(u.params_per_granule for u in view.units)
+        outputs = ("o_proj.bias", "out_proj.bias", "down_proj.bias", "fc2.bias")
+        for name, count in lost.items():
+            if name.endswith(outputs):
+                assert count == 0
+            elif name.endswith(("_proj.bias", "fc1.bias")):
+                assert count > 0
+
+    def test_masked_equals_sliced(self, view, tokens, uneven):
+        twin = ModelView(copy_model(view.model))
+        kept = uneven(view.units)
+        for index, granules in enumerate(kept):
+            mask_unit(twin, index, granules)
+        slice_model(view, kept)
+        assert [len(k) for k in kept] == [n for b in view.blocks for n in (b.groups, b.channels)]
+        torch.testing.assert_close(view.model(tokens).logits, twin.model(tokens).logits, rtol=0, atol=1e-5)
+
+    def test_masked_equals_sliced_for_each_unit_alone(self, view, tokens):
+        for index, unit in enumerate(view.units):
+            sliced, masked = (ModelView(copy_model(view.model)) for _ in range(2))
+            kept = torch.arange(unit.granules)[1::2]
+            slice_unit(sliced, index, kept)
+            mask_unit(masked, index, kept)
+            out = sliced.model(tokens).logits
+            torch.testing.assert_close(out, masked.model(tokens).logits, rtol=0, atol=1e-5)
+            assert (out - view.model(tokens).logits).abs().max() > 1e-3
+
+    def test_generation_with_cache_equals_recomputing(self, view, tokens, uneven):
+        slice_model(view, uneven(view.units))
+        prompt = tokens[:1]
+        options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+        cached = view.model.generate(prompt, use_cache=True, **options)
+        assert torch.equal(cached, view.model.generate(prompt, use_cache=False, **options))
+        for end in range(prompt.shape[1], cached.shape[1]):
+            logits = view.model(cached[:, :end]).logits[0, -1]
+            assert logits[cached[0, end]] > logits.max() - 1e-4
+
+    def test_eager_attention_agrees(self, view, tokens, uneven):
+        slice_model(view, uneven(view.units))
+        expected = view.model(tokens).logits
+        view.model.set_attn_implementation("eager")
+        torch.testing.assert_close(view.model(tokens).logits, expected, rtol=0, atol=1e-5)
+
+    def test_prefixes_of_ordered_weights_equal_slicing(self, view, tokens):
+        for index, unit in enumerate(view.units):
+            twin = ModelView(copy_model(view.model))
+            dense = read_unit(view, index)
+            order = torch.arange(unit.granules).flip(0)
+            ordered = dense.select(order)
+            prefix = ordered.prefix(2)
+            for role, weight in prefix.weight.items():
+                assert weight.data_ptr() == ordered.weight[role].data_ptr()
+            set_unit(view, index, prefix)
+            slice_unit(twin, index, order[:2])
+            torch.testing.assert_close(view.model(tokens).logits, twin.model(tokens).logits, rtol=0, atol=1e-6)
+            parts = view.unit_linears(index)
+            for linear in (*parts.inputs.values(), parts.last):
+                assert not linear.weight.requires_grad
+                assert linear.weight.shape == (linear.out_features, linear.in_features)
+            set_unit(view, index, dense)
+
+    def test_setting_what_was_read_restores_the_model(self, view, tokens):
+        expected = view.model(tokens).logits
+        weights = [read_unit(view, i) for i in range(len(view.units))]
+        slice_model(view, [torch.tensor([1]) for _ in view.units])
+        for index, unit in enumerate(weights):
+            set_unit(view, index, unit)
+        assert torch.equal(view.model(tokens).logits, expected)
+
+    def test_a_pruned_model_can_be_viewed_and_pruned_again(self, view, tokens):
+        twin = ModelView(copy_model(view.model))
+        slice_model(view, [torch.tensor([0, 2]) for _ in view.units])
+        again = ModelView(view.model)
+        assert {u.granules for u in again.units} == {2}
+        assert [u.params_per_granule for u in again.units] == list(self.params_per_granule) * 3
+        slice_model(again, [torch.tensor([1]) for _ in again.units])
+        slice_model(twin, [torch.tensor([2]) for _ in twin.units])
+        assert torch.equal(view.model(tokens).logits, twin.model(tokens).logits)
+
+    def test_attention_cannot_lose_every_group(self, view):
+        with pytest.raises(ParameterError, match=r"layers\.0\.attention.*at least one group"):
+            slice_unit(view, 0, torch.tensor([], dtype=torch.long))
+
+    def test_an_empty_ffn_equals_a_masked_one(self, view, tokens):
+        twin = ModelView(copy_model(view.model))
+        nothing = torch.tensor([], dtype=torch.long)
+        mask_unit(twin, 1, nothing)
+        slice_unit(view, 1, nothing)
+        torch.testing.assert_close(view.model(tokens).logits, twin.model(tokens).logits, rtol=0, atol=1e-5)
+
+    def test_grams_equal_direct_computation(self, view, tokens, uneven):
+        slice_model(view, uneven(view.units))
+        inputs: dict[str, list[Tensor]] = {name: [] for name in view.prunable}
+        hooks = [
+            linear.register_forward_hook(lambda _, x, __, name=name: inputs[name].append(x[0]))
+            for name, linear in view.prunable.items()
+        ]
+        view.model(tokens)
+        for hook in hooks:
+            hook.remove()
+        seen: list[tuple[int, int]] = []
+        grams = collect(view, tokens, {"layers.1.k", "layers.2.down"}, 3, lambda *a: seen.append(a))
+        assert seen == [(3, 4), (4, 4)]
+        assert list(grams) == list(view.prunable)
+        assert grams["layers.1.q"] is grams["layers.1.v"]
+        assert {n for n, g in grams.items() if g.xx is not None} == {
+            "layers.1.q",
+            "layers.1.k",
+            "layers.1.v",
+            "layers.2.down",
+        }
+        for name, gram in grams.items():
+            x = torch.cat([i.reshape(-1, i.shape[-1]) for i in inputs[name]]).double()
+            assert gram.count == tokens.numel() == len(x)
+            torch.testing.assert_close(gram.diag.double(), (x * x).sum(0), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(gram.total.double(), x.sum(0), rtol=1e-5, atol=1e-5)
+            if gram.xx is not None:
+                torch.testing.assert_close(gram.xx.double(), x.T @ x, rtol=1e-5, atol=1e-4)
+        assert not any(m._forward_pre_hooks for m in view.model.modules())
+
+    def test_save_and_load(self, view, tokens, uneven, tmp_path):
+        slice_model(view, uneven(view.units))
+        save_model(view.model, None, tmp_path / "m")
+        loaded = load_model(tmp_path / "m")
+        assert torch.equal(loaded(tokens).logits, view.model(tokens).logits)
+        assert not loaded.training
+        assert not any(p.requires_grad for p in loaded.parameters())
+        tied = view.model.get_output_embeddings().weight is view.model.get_input_embeddings().weight
+        assert tied == (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight)
+        options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(tokens)}
+        expected = view.model.generate(tokens, **options)
+        assert torch.equal(loaded.generate(tokens, **options), expected)
+        assert torch.equal(loaded.generate(tokens, cache_implementation="static", **options), expected)
+
+    def test_the_config_tells_the_shapes(self, view, uneven, tmp_path):
+        dense = copy.deepcopy(view.model.config)
+        slice_model(view, uneven(view.units))
+        save_model(view.model, None, tmp_path / "m")
+        config = load_model(tmp_path / "m").config
+        assert read_layer_config(config, view.family) == [
+            LayerShape(b.groups * b.heads_per_group, b.groups, b.channels) for b in view.blocks
+        ]
+        for name in ("heads", "kv_heads", "ffn_width"):
+            attribute = getattr(view.family, name)
+            assert getattr(config, attribute) == getattr(dense, attribute)
+
+
+class TestLlamaGqa(FamilySuite):
+    case = "llama_gqa"
+    params_per_granule = ((2 * 8 + 8 + 8 + 2 * 8) * 24, 3 * 24)
+
+
+class TestLlamaMha(FamilySuite):
+    case = "llama_mha"
+    granules = (6, 20)
+    params_per_granule = (4 * 4 * 24, 3 * 24)
+
+
+class TestMistral(FamilySuite):
+    case = "mistral"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestQwen2(FamilySuite):
+    case = "qwen2"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestOpt(FamilySuite):
+    case = "opt"
+    granules = (6, 20)
+    params_per_granule = (4 * 4 * 24, 2 * 24)
+    roles = ("q", "k", "v", "o", "up", "down")
+
+
+class TestOpt350m(TestOpt):
+    case = "opt_350m"
+
+
+def test_every_row_has_a_suite():
+    cases = {sub.case for base in (FamilySuite, TestOpt) for sub in base.__subclasses__()}
+    assert {case.split("_")[0] for case in cases} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("config", "nearest"),
+    [(Qwen3Config(), "qwen2"), (MixtralConfig(), "mistral"), (GPT2Config(), "opt")],
+)
+def test_an_unknown_family_is_told_what_is_near(config: PretrainedConfig, nearest: str):
+    with pytest.raises(UnsupportedArchitecture) as refusal:
+        family_of(config)
+    assert repr(config.model_type) in refusal.value.asked
+    assert all(name in refusal.value.possible for name in FAMILIES)
+    assert f"nearest is {nearest!r}" in refusal.value.possible
+    assert "FAMILIES" in refusal.value.change
+
+
+def test_granule_indices():
+    assert granule_indices(torch.tensor([2, 0]), 3).tolist() == [6, 7, 8, 0, 1, 2]
