@@ -1,0 +1,69 @@
+# One word per habit. Every target sets up what it needs; `make help` lists them.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 1
+MLFLOW_PORT ?= 5000
+PREFECT_PORT ?= 4200
+ARGS ?=
+
+# Where the links on Prefect's page lead.
+export FFPRUNE_MLFLOW_URL := http://127.0.0.1:$(MLFLOW_PORT)
+
+# No library reports home, from whatever command.
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help run table test check ui bench lock clean venv
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+venv: $(STAMP) ## Create .venv from requirements.lock.
+
+# Relative paths throughout: make cannot handle a folder whose name has spaces, the commands can.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is older than Python 3.11; name another one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $(STAMP)
+
+run: $(STAMP) ## Run the whole pipeline (only what is stale) and print the result table. WORKERS=n stages at once.
+	@$(BIN)/ffprune run --workers $(WORKERS) $(ARGS)
+	@$(BIN)/ffprune table
+
+table: $(STAMP) ## Print the result table of the last run.
+	@$(BIN)/ffprune table
+
+check: $(STAMP) ## Format, lint, types, import contracts, fast tests: under 90 seconds.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy flows/pipeline.py
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test: check ## All tests: those of check, then the slow ones.
+	$(BIN)/pytest -m slow $(ARGS)
+
+ui: $(STAMP) ## Start the MLflow and Prefect pages (MLFLOW_PORT, PREFECT_PORT); Ctrl-C stops both.
+	@VENV_BIN=$(BIN) MLFLOW_PORT=$(MLFLOW_PORT) PREFECT_PORT=$(PREFECT_PORT) scripts/ui.sh
+
+bench: $(STAMP) ## Run the timed comparisons in benchmarks/.
+	@for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit 1; done
+
+lock: $(STAMP) ## Resolve the dependencies anew into requirements.lock.
+	$(BIN)/pip-compile --quiet --extra=dev --strip-extras --no-emit-find-links --no-emit-index-url \
+		--no-emit-trusted-host --output-file=requirements.lock pyproject.toml
+
+clean: ## Remove caches of the tools and checkpoints; outputs, DVC's cache and .venv stay.
+	rm -rf .ckpt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build src/*.egg-info
+	find src tests flows -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,73 @@
+"""Dynamic programming over per-unit loss curves: the best allocation if losses added up.
+
+It is the natural starting policy of a search: cheap, and blind only to what units do to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffprune.core.policy import Bounds, check_reachable, to_allocation
+from ffprune.core.units import Allocation, Unit
+
+
+def dynamic_programming(
+    units: Sequence[Unit],
+    curves: Sequence[NDArray[np.float64]],
+    sparsity: float,
+    bounds: Bounds,
+    step: int,
+) -> Allocation:
+    """Minimise the sum of ``curves[i][kept_i]`` on the budget (a multiple-choice knapsack).
+
+    Budgets are counted in units of ``step`` FFN channels, in which attention granules are rounded;
+    :func:`to_allocation` then makes the result exact.
+
+    Args:
+        units: N prunable units.
+        curves: per unit, float64 ``[granules + 1]``: the loss when k granules are kept.
+        sparsity: target, removed / prunable parameters.
+        bounds: retention bounds.
+        step: FFN channels are removed in multiples of this; 1 is exact and slow.
+
+    Raises:
+        UnreachableSparsity: no allocation inside the bounds has this sparsity.
+    """
+    check_reachable(units, sparsity, bounds)
+    coin = min(u.params_per_granule for u in units) * step
+    options = [_options(unit, curve, bounds, step, coin) for unit, curve in zip(units, curves, strict=True)]
+    most = sum(int(weights.max()) for _, weights, _ in options)
+    need = min(most, round(sparsity * sum(u.params for u in units) / coin))
+    best = np.full(most + 1, np.inf)
+    best[0] = 0.0
+    choices = []
+    for _, weights, losses in options:
+        # candidates[j, b]: spend weights[j] here, the rest of b on the units before.
+        candidates = np.full((len(weights), most + 1), np.inf)
+        for j, (weight, loss) in enumerate(zip(weights, losses, strict=True)):
+            candidates[j, weight:] = best[: most + 1 - weight] + loss
+        choices.append(candidates.argmin(0))
+        best = candidates.min(0)
+    # Rounded attention granules can leave the exact sum out of reach: take the nearest above.
+    left = need + int(np.flatnonzero(np.isfinite(best[need:]))[0])
+    kept = [0] * len(units)
+    for i in range(len(units) - 1, -1, -1):
+        counts, weights, _ = options[i]
+        j = int(choices[i][left])
+        kept[i], left = int(counts[j]), left - int(weights[j])
+    retentions = np.array([k / u.granules for u, k in zip(units, kept, strict=True)])
+    return to_allocation(retentions, retentions, units, sparsity, bounds, step)
+
+
+def _options(
+    unit: Unit, curve: NDArray[np.float64], bounds: Bounds, step: int, coin: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Counts that a unit may keep, what removing the rest is worth in coins, and what it costs in loss."""
+    stride = step if unit.kind == "ffn" else 1
+    kept = np.arange(unit.granules, 0, -stride)
+    kept = kept[(kept >= bounds.low * unit.granules) & (kept <= bounds.high * unit.granules)]
+    weights = np.rint((unit.granules - kept) * unit.params_per_granule / coin).astype(np.int64)
+    return kept, weights, curve[kept]

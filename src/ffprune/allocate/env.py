@@ -1,0 +1,102 @@
+"""The single-step environment (FF section 2.1, SS section 3.1; METHODS 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from ffprune.allocate.problem import Problem
+from ffprune.core.outcome import Outcome
+from ffprune.core.schedule import Schedule
+from ffprune.core.units import Allocation
+
+_SCORE_LIMIT = 10.0
+"""tanh is flat to the last float32 bit beyond this, so a wider action space would add nothing."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One trial: a policy, and what it gave.
+
+    Attributes:
+        number: 0-based position in the search.
+        sparsity: the target of this episode (FF Eq. 4).
+        samples: fidelity of this episode (FF Eq. 5).
+        scores: float64 ``[N]``, the action A_t.
+        allocation: the policy after mapping.
+        outcome: what its evaluation gave.
+    """
+
+    number: int
+    sparsity: float
+    samples: int
+    scores: NDArray[np.float64]
+    allocation: Allocation
+    outcome: Outcome
+
+
+class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """One step per episode: state = target sparsity, action = one unbounded score per unit.
+
+    The sparsity and fidelity curricula (FF Eq. 3-5) change between updates, never within one, so that the
+    policies of an update are compared at the same task on the same samples.
+
+    Args:
+        problem: what is to be allocated.
+        schedule: alpha(t) in episodes.
+        episodes_per_update: episodes that share one task and one draw of samples.
+        on_episode: told of every episode as it ends.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        schedule: Schedule,
+        episodes_per_update: int,
+        on_episode: Callable[[Episode], None],
+    ) -> None:
+        self.problem, self.schedule = problem, schedule
+        self.episode = 0
+        self._per_update, self._on_episode = episodes_per_update, on_episode
+        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-_SCORE_LIMIT, _SCORE_LIMIT, (len(problem.units),), np.float32)
+
+    @property
+    def _update(self) -> int:
+        return self.episode // self._per_update
+
+    @property
+    def sparsity(self) -> float:
+        """sigma_t of the current update (FF Eq. 4)."""
+        return self.schedule.sparsity_at(self._update * self._per_update, self.problem.sparsity)
+
+    @property
+    def samples(self) -> int:
+        """n_eval(t) of the current update (FF Eq. 5)."""
+        return self.schedule.samples_at(self._update * self._per_update, self.problem.reward.most_samples)
+
+    def _observe(self) -> NDArray[np.float32]:
+        return np.array([self.sparsity], dtype=np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start an episode; the state is the target sparsity alone."""
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Map the scores to a policy, prune, evaluate; the episode ends."""
+        sparsity, samples = self.sparsity, self.samples
+        scores = np.asarray(action, dtype=np.float64)
+        allocation = self.problem.allocate(scores, sparsity)
+        outcome = self.problem.reward(allocation, samples, self._update)
+        episode = Episode(self.episode, sparsity, samples, scores, allocation, outcome)
+        self.episode += 1
+        self._on_episode(episode)
+        return self._observe(), outcome.reward, True, False, {}

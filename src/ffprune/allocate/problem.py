@@ -1,0 +1,70 @@
+"""What every allocator is asked: spend this budget on these units, scored by an injected reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffprune.core.outcome import Outcome
+from ffprune.core.policy import Bounds, map_scores
+from ffprune.core.units import Allocation, Unit
+
+
+class Reward(Protocol):
+    """Evaluates a policy on the really pruned model."""
+
+    @property
+    def most_samples(self) -> int:
+        """N_max of FF Eq. 5: samples at full fidelity."""
+
+    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
+        """Score ``allocation`` on ``samples`` samples.
+
+        Args:
+            allocation: the policy.
+            samples: how many samples (fidelity).
+            draw: which random draw of samples; equal draws give equal samples, so that the policies of one
+                update are compared on the same text. None: the fixed samples of the final comparison.
+        """
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Units, target, bounds and a reward: all that an allocator may know.
+
+    Attributes:
+        units: prunable units.
+        sparsity: target, removed / prunable parameters.
+        bounds: retention bounds of every unit.
+        mapping: row of :data:`ffprune.core.policy.MAPPINGS`.
+        step: FFN channels go in multiples of this during search.
+        reward: evaluates a policy.
+        starts: named policies known beforehand; the best of them is where a search starts.
+    """
+
+    units: tuple[Unit, ...]
+    sparsity: float
+    bounds: Bounds
+    mapping: str
+    step: int
+    reward: Reward
+    starts: dict[str, Allocation] = field(default_factory=dict)
+
+    def allocate(self, scores: NDArray[np.float64], sparsity: float) -> Allocation:
+        """The policy mapping F (FF Alg. 1) under this problem's bounds."""
+        return map_scores(scores, self.units, sparsity, self.bounds, self.mapping, self.step)
+
+
+def distinct(allocations: Sequence[tuple[str, Allocation]]) -> list[tuple[str, Allocation]]:
+    """Drop later copies of the same policy, keeping the first name."""
+    seen: set[tuple[int, ...]] = set()
+    kept = []
+    for name, allocation in allocations:
+        if allocation.kept not in seen:
+            seen.add(allocation.kept)
+            kept.append((name, allocation))
+    return kept

@@ -1,0 +1,38 @@
+"""Sparsity by rank of the Hessian trace (MS Alg. 1), on structured units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffprune.core.policy import Bounds, to_allocation
+from ffprune.core.units import Allocation, Unit
+
+
+def trace_rank(
+    units: Sequence[Unit],
+    sensitivity: NDArray[np.float64],
+    sparsity: float,
+    half_width: float,
+    bounds: Bounds,
+    step: int,
+) -> Allocation:
+    """Retention grows linearly with the rank of a unit's sensitivity, from 1 - p - alpha to 1 - p + alpha.
+
+    Alg. 1 calls its output sparsity; only as retention does it give overall sparsity p (METHODS 6). Units differ in
+    size, so a common shift then meets the exact budget.
+
+    Args:
+        units: prunable units.
+        sensitivity: float64 ``[N]``, average Hessian trace of each unit's matrices (MS Eq. 6).
+        sparsity: p, removed / prunable parameters.
+        half_width: alpha.
+        bounds: retention bounds.
+        step: FFN channels go in multiples of this.
+    """
+    ranks = np.argsort(np.argsort(sensitivity, kind="stable"), kind="stable")
+    low = 1 - sparsity - half_width
+    retentions = low + ranks * 2 * half_width / max(len(units) - 1, 1)
+    return to_allocation(retentions, sensitivity, units, sparsity, bounds, step)

@@ -1,0 +1,101 @@
+"""``ffprune``: the whole pipeline, one command per stage, and what people type around them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from ffprune.core.errors import FfpruneError
+from ffprune.stages.environment import quieten
+from ffprune.stages.record import STAGES, Stage
+
+# Everything heavy is imported inside the commands: `ffprune --help` answers at once.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Search how much of each layer of a language model can go, remove it, repair the rest.",
+)
+profile = typer.Typer(no_args_is_help=True, help="Switch model and text.")
+params = typer.Typer(no_args_is_help=True, help="Look at params.yaml.")
+app.add_typer(profile, name="profile")
+app.add_typer(params, name="params")
+
+
+@app.command()
+def run(
+    stages: Annotated[list[str] | None, typer.Argument(help="Only these stages and what they need.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run the stages even when nothing changed.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Stages that may run at the same time.")] = 1,
+) -> None:
+    """Run the pipeline: DVC decides what is stale, Prefect runs it, MLflow records it."""
+    from ffprune.stages.launch import launch
+
+    launch(stages or [], force, workers)
+
+
+@app.command()
+def table() -> None:
+    """Print the result table."""
+    from ffprune.stages.table import print_table
+
+    print_table()
+
+
+@profile.command("list")
+def profile_list() -> None:
+    """List the profiles; a star marks the one in use."""
+    from ffprune.stages.profiles import current_profile, profiles
+
+    current = current_profile()
+    for name, about in profiles().items():
+        print(f"{'*' if name == current else ' '} {name:24} {about}")
+
+
+@profile.command("use")
+def profile_use(name: str) -> None:
+    """Put a profile's model and data sections into params.yaml."""
+    from ffprune.stages.profiles import use_profile
+
+    use_profile(name)
+    print(f"params.yaml now has the model and data of '{name}'")
+
+
+@params.command("check")
+def params_check() -> None:
+    """Check params.yaml without running anything."""
+    from ffprune.stages.params import PARAMS_FILE, load_params
+
+    load_params()
+    print(f"{PARAMS_FILE}: every parameter is known and valid")
+
+
+def _stage_command(stage: Stage) -> Callable[[], None]:
+    def command() -> None:
+        from ffprune.stages.lifeline import die_with_parent
+
+        die_with_parent()
+        from ffprune.stages.run import run_stage
+
+        run_stage(stage)
+
+    return command
+
+
+for _stage in STAGES:
+    app.command(_stage.name, help=_stage.help, rich_help_panel="Stages")(_stage_command(_stage))
+
+
+def main() -> None:
+    """Run a command; a refusal is one message and status 2, an unexpected error keeps its traceback."""
+    quieten()
+    try:
+        app()
+    except FfpruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

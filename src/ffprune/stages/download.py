@@ -1,0 +1,34 @@
+"""download: fetch the dense model and the text, and split the text by article."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ffprune.models.checkpoint import save_model
+from ffprune.sources.model import fetch_model
+from ffprune.sources.split import join
+from ffprune.sources.text import fetch_splits
+from ffprune.stages import artifacts
+from ffprune.stages.context import StageContext
+from ffprune.stages.record import CALIBRATION, DENSE, TEST, VALIDATION
+
+CACHE = Path(".ckpt/sources")
+"""Fetched files are kept here, checked again by their checksums at every use; not an output."""
+
+
+def run(ctx: StageContext) -> None:
+    """Fetch text first: it is small, and what is wrong with it is known before a large model is fetched."""
+    params = ctx.params
+    splits = fetch_splits(params.data, CACHE)
+    model, tokenizer, facts = fetch_model(
+        params.model.source, CACHE, params.model.trust_remote_code, params.model.storage_dtype
+    )
+    save_model(model, tokenizer, ctx.path(DENSE))
+    sizes = {}
+    for name, path in (("calibration", CALIBRATION), ("validation", VALIDATION), ("test", TEST)):
+        text = join(splits[name])
+        artifacts.write_text(ctx.path(path), text)
+        sizes[name] = {"articles": len(splits[name]), "characters": len(text)}
+    artifacts.write_json(ctx.path("metrics/download.json"), {"model": facts, "text": sizes})
+    ctx.log_dict("download.json", {"model": facts, "text": sizes})
+    ctx.set_tags(model=str(facts["name"]))

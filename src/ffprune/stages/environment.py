@@ -1,0 +1,52 @@
+"""Variables to set before Prefect, DVC or MLflow is imported: no telemetry, files inside the project."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from pathlib import Path
+
+_QUIET = {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+# Written by `make ui` while its Prefect server is up.
+SERVER_FILE = Path(".prefect") / "server.url"
+
+
+def quieten() -> None:
+    """Switch off every library's reports home and chatter, unless the user has said otherwise."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def prepare_prefect(root: Path) -> bool:
+    """Set Prefect's home and server; returns whether a server is up (else the flow starts its own)."""
+    os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
+    # The default of 20 s is short for a busy or slow machine.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    # The flow prints its own lines; Prefect's would say everything twice. Its pages still get them all.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if os.environ.get("PREFECT_API_URL"):
+        return True
+    url = _server_of(root / SERVER_FILE)
+    if url is None:
+        return False
+    os.environ["PREFECT_API_URL"] = url
+    return True
+
+
+def _server_of(file: Path) -> str | None:
+    """The address in the file when a server answers there; a crashed one leaves the file behind."""
+    if not file.is_file():
+        return None
+    url = file.read_text().strip()
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
+            return url if answer.status == 200 else None
+    except (OSError, ValueError):
+        return None

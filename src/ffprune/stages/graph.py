@@ -1,0 +1,59 @@
+"""What DVC knows: the stages, what each waits for, which are stale. The only user of DVC's internal API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ffprune.core.errors import ParameterError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of one execution.
+
+    Attributes:
+        upstream: stage -> the stages it waits for; the keys stand in an order in which they can run.
+        stale: stages whose own inputs, parameters, code or outputs changed.
+    """
+
+    upstream: dict[str, tuple[str, ...]]
+    stale: frozenset[str]
+
+
+def read_plan(root: Path, targets: Sequence[str] = ()) -> Plan:
+    """Read dvc.yaml and the workspace's state; ``targets`` limits both to these stages and what they need.
+
+    Raises:
+        ParameterError: a target is no stage.
+    """
+    import networkx as nx
+    from dvc.repo import Repo
+
+    with Repo(str(root), _wait_for_lock=True) as repo:
+        # An edge u -> v says that u depends on v, so post-order puts v first.
+        graph = repo.index.graph
+        order = [node.addressing for node in nx.dfs_postorder_nodes(graph)]
+        upstream = {n.addressing: tuple(v.addressing for v in graph.successors(n)) for n in graph.nodes}
+        stale = set(repo.status())
+    wanted = _with_ancestors(targets, upstream) if targets else set(order)
+    return Plan({n: upstream[n] for n in order if n in wanted}, frozenset(stale & wanted))
+
+
+def _with_ancestors(targets: Sequence[str], upstream: dict[str, tuple[str, ...]]) -> set[str]:
+    for target in targets:
+        if target not in upstream:
+            raise ParameterError(
+                f"the stage '{target}' was asked for",
+                f"dvc.yaml has {', '.join(upstream)}",
+                "name one of these stages",
+            )
+    found: set[str] = set()
+    waiting = list(targets)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting.extend(upstream[name])
+    return found

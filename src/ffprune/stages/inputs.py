@@ -1,0 +1,76 @@
+"""What several stages read alike: models by the compute section, windows of text, Grams and policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ffprune.core.errors import TooLittleText
+from ffprune.core.units import Allocation
+from ffprune.models.checkpoint import load_model, load_tokenizer
+from ffprune.models.view import ModelView
+from ffprune.models.windows import token_windows
+from ffprune.stages.artifacts import read_json, read_tensors
+from ffprune.stages.sections import Compute
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load(folder: Path, compute: Compute, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A model on the configured device, in ``compute.dtype`` unless another is named."""
+    return load_model(folder, dtype or DTYPES[compute.dtype], compute.device, compute.device_map)
+
+
+def sample_windows(folder: Path, text: Path, seqlen: int, count: int, seed: int, key: str) -> Tensor:
+    """``count`` windows of a text, drawn from all of it, so that no single article fills the sample.
+
+    Args:
+        folder: the dense model, for its tokenizer.
+        text: the text file.
+        seqlen: tokens in a window.
+        count: windows to draw; 0 takes every window, in the order of the draw.
+        seed: of the draw.
+        key: the parameter that sets ``count``, for the message.
+
+    Returns:
+        int64 ``[count, seqlen]``.
+
+    Raises:
+        TooLittleText: the text has fewer windows.
+    """
+    windows = token_windows(load_tokenizer(folder), text.read_text(encoding="utf-8"), seqlen)
+    if count > len(windows):
+        raise TooLittleText(
+            f"{key} asks for {count} windows of {seqlen} tokens",
+            f"{text} has {len(windows)} of them",
+            f"Lower {key}, shorten the windows, or give more text",
+        )
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    return windows[order[: count or len(windows)]]
+
+
+def last_map(view: ModelView, index: int) -> str:
+    """Name of a unit's last linear map, such as ``layers.3.down``; its input's Gram repairs the unit."""
+    return f"layers.{view.block_of(index).index}.{view.unit_linears(index).last_role}"
+
+
+def read_grams(view: ModelView, path: Path) -> list[Tensor]:
+    """Per unit, the Gram X^T X of its last map's input, float32 ``[n, n]``."""
+    tensors = read_tensors(path)
+    return [tensors[f"{last_map(view, index)}.xx"] for index in range(len(view.units))]
+
+
+def read_orders(view: ModelView, path: Path) -> list[Tensor]:
+    """Per unit, its granules from the most to the least important, int64 ``[granules]``."""
+    tensors = read_tensors(path)
+    return [tensors[f"{unit.name}.order"] for unit in view.units]
+
+
+def read_policy(path: Path) -> tuple[Allocation, dict[str, Any]]:
+    """The allocation of a policy file, and the file."""
+    policy = read_json(path)
+    return Allocation.from_rows(policy["units"]), policy

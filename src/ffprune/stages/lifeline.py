@@ -1,0 +1,41 @@
+"""No orphans: a process that ends itself when the one that started it is gone.
+
+DVC does not pass signals on, so a killed ``dvc`` would leave its stage writing where the next run writes too.
+``python -m ffprune.stages.lifeline ARGUMENTS`` is ``dvc ARGUMENTS`` tied to the flow in this way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent ends, and turn SIGTERM into an orderly exit.
+
+    Only Linux has this; elsewhere a killed parent is noticed by nobody.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        # The parent ended between the two calls, so no signal will come.
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    from dvc.cli import main
+
+    sys.exit(main(sys.argv[1:]))

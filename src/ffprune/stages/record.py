@@ -1,0 +1,165 @@
+"""One record per stage: what it reads and writes, for three doors (DVC, the Prefect flow, a direct call).
+
+dvc.yaml is the source of truth for the graph; a test proves that it and these records agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage may touch. Code dependencies stand in dvc.yaml alone.
+
+    Attributes:
+        name: the stage's name in dvc.yaml, on the command line and of its module.
+        help: one line for ``ffprune --help``.
+        params: sections of params.yaml that it may read.
+        deps: data that it reads (as written in dvc.yaml, templates unresolved).
+        outs: cached data that it writes.
+        metrics: JSON files shown by ``dvc metrics``.
+        plots: CSV files shown by ``dvc plots``.
+    """
+
+    name: str
+    help: str
+    params: tuple[str, ...]
+    deps: tuple[str, ...]
+    outs: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    plots: tuple[str, ...] = ()
+
+    @property
+    def function(self) -> str:
+        """Module and name of the function ``run(ctx: StageContext) -> None``."""
+        return f"ffprune.stages.{self.name}:run"
+
+    @property
+    def run_record(self) -> str:
+        """Small cached output, read by nothing, that names the MLflow run which made the others."""
+        return f"metrics/runs/{self.name}.json"
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Everything that the stage writes."""
+        return (*self.outs, *self.metrics, *self.plots, self.run_record)
+
+
+DENSE = "models/dense"
+CALIBRATION = "data/text/calibration.txt"
+VALIDATION = "data/text/validation.txt"
+TEST = "data/text/test.txt"
+STATS = "data/stats/inputs.safetensors"
+GRAMS = "data/stats/grams.safetensors"
+TRACES = "data/sensitivity/traces.json"
+ORDER = "data/sensitivity/order.safetensors"
+CURVES = "data/sensitivity/curves.json"
+SEARCH_POLICY = "data/search/policy.json"
+SEARCH_AGENT = "data/search/agent.safetensors"
+SEARCH_EPISODES = "data/search/episodes.csv"
+TRANSFER_POLICY = "data/transfer/policy.json"
+TRANSFER_AGENT = "data/transfer/agent.safetensors"
+TRANSFER_EPISODES = "data/transfer/episodes.csv"
+PRUNED = "models/pruned"
+REPAIRED = "models/repaired"
+EVALUATION = "metrics/evaluation.json"
+SUMMARY = "metrics/summary.json"
+FIGURES = "reports/figures"
+
+_SEARCHED_WITH = (DENSE, VALIDATION, GRAMS, TRACES, ORDER, CURVES)
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="download",
+        help="Fetch the dense model and the text; split the text by article.",
+        params=("model", "data"),
+        deps=(),
+        outs=(DENSE, CALIBRATION, VALIDATION, TEST),
+        metrics=("metrics/download.json",),
+    ),
+    Stage(
+        name="calibrate",
+        help="Stream input statistics of every prunable linear layer.",
+        params=("calibrate", "compute", "seed"),
+        deps=(DENSE, CALIBRATION),
+        outs=(STATS, GRAMS),
+    ),
+    Stage(
+        name="sensitivity",
+        help="Measure the Hessian trace of every weight matrix and the loss curve of every unit.",
+        params=("sensitivity", "compute", "seed"),
+        deps=(DENSE, CALIBRATION, GRAMS),
+        outs=(TRACES, ORDER, CURVES),
+    ),
+    Stage(
+        name="search",
+        help="Search the policy at the first sparsity with PPO.",
+        params=("search", "compute", "seed"),
+        deps=_SEARCHED_WITH,
+        outs=(SEARCH_POLICY, SEARCH_AGENT),
+        plots=(SEARCH_EPISODES,),
+    ),
+    Stage(
+        name="transfer",
+        help="Continue the trained agent at the next sparsity.",
+        params=("search", "transfer", "compute", "seed"),
+        deps=(*_SEARCHED_WITH, SEARCH_POLICY, SEARCH_AGENT),
+        outs=(TRANSFER_POLICY, TRANSFER_AGENT),
+        plots=(TRANSFER_EPISODES,),
+    ),
+    Stage(
+        name="prune",
+        help="Cut the policies out of the dense model: physically smaller tensors.",
+        params=("prune", "compute"),
+        deps=(DENSE, ORDER, SEARCH_POLICY, TRANSFER_POLICY),
+        outs=(PRUNED,),
+    ),
+    Stage(
+        name="ridge",
+        help="Repair what is left by ridge regression.",
+        params=("ridge", "compute"),
+        deps=(PRUNED, DENSE, GRAMS),
+        outs=(REPAIRED,),
+    ),
+    Stage(
+        name="evaluate",
+        help="Measure perplexity, size, speed and zero-shot tasks against the dense model.",
+        params=("evaluate", "compute", "seed"),
+        deps=(DENSE, PRUNED, REPAIRED, "${evaluate.text}"),
+        metrics=(EVALUATION,),
+    ),
+    Stage(
+        name="report",
+        help="Write the summary, the tables and the figures.",
+        params=("report",),
+        deps=(
+            EVALUATION,
+            TRACES,
+            CURVES,
+            SEARCH_POLICY,
+            SEARCH_EPISODES,
+            TRANSFER_POLICY,
+            TRANSFER_EPISODES,
+        ),
+        outs=(FIGURES,),
+        metrics=(SUMMARY,),
+    ),
+)
+
+
+def stage_named(name: str) -> Stage:
+    """The record of a stage."""
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def covers(declared: str, path: PurePath) -> bool:
+    """Whether ``path`` is ``declared`` or lies inside it."""
+    return path == PurePath(declared) or PurePath(declared) in path.parents
+
+
+def maker_of(path: Path) -> str | None:
+    """Name of the stage that writes ``path`` (relative to the workspace), if any does."""
+    relative = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+    return next((s.name for s in STAGES if any(covers(out, relative) for out in s.written)), None)

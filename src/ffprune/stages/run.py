@@ -1,0 +1,81 @@
+"""Running one stage: check everything, call its function, record the run."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ffprune.stages import artifacts
+from ffprune.stages.context import StageContext
+from ffprune.stages.execution import close_dvc_execution
+from ffprune.stages.lineage import input_hashes, library_versions
+from ffprune.stages.params import PARAMS_FILE, load_params
+from ffprune.stages.record import Stage
+from ffprune.stages.sections import Compute
+from ffprune.stages.tracking import StageRun, find_parent, open_store
+
+
+def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
+    """Run a stage in the current folder, tracked.
+
+    Raises:
+        FfpruneError: a refusal, before work starts where that can be known.
+    """
+    params = load_params(params_file)
+    for dep in StageContext(stage, params).deps:
+        artifacts.require(Path(dep))
+    store = open_store(params.tracking)
+    parent = find_parent(store)
+    run = StageRun(store, parent, stage.name)
+    context = StageContext(stage, params, run)
+    status, started = "FAILED", time.monotonic()
+    try:
+        hashes = input_hashes(context.deps)
+        run.params({**context.param_values, "seed": params.seed})
+        run.inputs(hashes)
+        run.tags({**library_versions(), **{f"input.{path}": key for path, key in hashes.items()}})
+        if "compute" in stage.params:
+            configure(params.compute)
+        call(stage, context)
+        run.metrics({"seconds": time.monotonic() - started})
+        _write_run_record(stage, run, params.tracking.experiment)
+        status = "FINISHED"
+        if parent.owned:
+            run.attempt(close_dvc_execution, store, parent.run_id, stage)
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        run.finish(status)
+
+
+def call(stage: Stage, context: StageContext) -> None:
+    """Call the stage's function; its checkpoints go when it succeeds, those of other fingerprints too."""
+    module, _, name = stage.function.partition(":")
+    getattr(importlib.import_module(module), name)(context)
+    shutil.rmtree(Path(".ckpt") / stage.name, ignore_errors=True)
+
+
+def configure(compute: Compute) -> None:
+    """Set what torch keeps per process: threads and the precision of matrix products."""
+    import torch
+
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    torch.set_float32_matmul_precision(compute.matmul_precision)
+
+
+def _write_run_record(stage: Stage, run: StageRun, experiment: str) -> None:
+    artifacts.write_json(
+        Path(stage.run_record),
+        {
+            "stage": stage.name,
+            "run_id": run.run_id,
+            "parent_run_id": run.parent_id,
+            "experiment": experiment,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )

@@ -1,0 +1,223 @@
+"""search: find the policy at the first sparsity with PPO, rewarded by the really pruned model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ffprune.allocate.agent import preset_named
+from ffprune.allocate.curves import steeper
+from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.allocate.env import Episode
+from ffprune.allocate.problem import Problem
+from ffprune.allocate.search import Candidate, SearchResult, search
+from ffprune.allocate.trace_rank import trace_rank
+from ffprune.allocate.uniform import handmade
+from ffprune.compress.structured import prepare
+from ffprune.core.errors import ParameterError, UnreachableSparsity
+from ffprune.core.policy import MAPPINGS, Bounds, check_reachable
+from ffprune.core.schedule import Schedule
+from ffprune.core.units import Allocation, Unit
+from ffprune.evaluate.reward import PerplexityReward
+from ffprune.models.view import ModelView
+from ffprune.stages import artifacts, figures
+from ffprune.stages.context import StageContext
+from ffprune.stages.inputs import DTYPES, load, read_grams, read_orders, sample_windows
+from ffprune.stages.record import (
+    CURVES,
+    DENSE,
+    GRAMS,
+    ORDER,
+    SEARCH_AGENT,
+    SEARCH_EPISODES,
+    SEARCH_POLICY,
+    TRACES,
+    VALIDATION,
+)
+from ffprune.stages.search_store import SearchStore
+from ffprune.stages.sections import ScheduleParams
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs between the first search and a transfer.
+
+    Attributes:
+        sparsity: the target.
+        episodes: trials.
+        schedule: the progressive schedule, in episodes of a search of 3000.
+        trained: tensors of an agent to continue; None for a new one.
+    """
+
+    sparsity: float
+    episodes: int
+    schedule: ScheduleParams
+    trained: dict[str, Tensor] | None = None
+
+
+def run(ctx: StageContext) -> None:
+    """Search from the best of the policies that the sensitivity stage suggests."""
+    params = ctx.params.search
+    found = run_search(ctx, Task(params.sparsity, params.episodes, params.schedule))
+    write_result(ctx, found, params.sparsity, SEARCH_POLICY, SEARCH_AGENT, SEARCH_EPISODES)
+
+
+def run_search(ctx: StageContext, task: Task) -> SearchResult:
+    """Set the problem up and search."""
+    params = ctx.params.search
+    preset = preset_named(params.agent)
+    bounds = Bounds(params.min_keep, params.max_keep)
+    if params.mapping not in MAPPINGS:
+        raise ParameterError(
+            f"search.mapping {params.mapping!r} was asked for",
+            f"Known mappings: {', '.join(MAPPINGS)}",
+            "Change search.mapping",
+        )
+    windows = sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), params.seqlen, 0, ctx.params.seed, "search.seqlen")
+    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
+    check_reachable(view.units, task.sparsity, bounds)
+    plan = prepare(
+        view,
+        read_orders(view, ctx.path(ORDER)),
+        read_grams(view, ctx.path(GRAMS)) if params.compensated else None,
+        params.damping,
+        DTYPES[ctx.params.compute.dtype],
+    )
+    reward = PerplexityReward(
+        model=view.model,
+        apply=plan.apply,
+        dense=Allocation.dense(view.units),
+        windows=windows,
+        kind=params.reward,
+        trial_samples=params.samples,
+        fixed=params.final_samples,
+        batch_size=params.batch_size,
+        seed=ctx.params.seed,
+    )
+    starts = _starts(ctx, view.units, task.sparsity, bounds)
+    problem = Problem(view.units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
+    schedule = Schedule.scaled(task.schedule.alpha_start, task.schedule.k, task.schedule.t0, episodes=task.episodes)
+    best = 0.0
+    with ctx.progress(task.episodes, f"{ctx.stage.name} {task.sparsity:g}") as bar:
+
+        def show(episode: Episode) -> None:
+            nonlocal best
+            best = max(best, episode.outcome.reward)
+            shown = {
+                "reward": episode.outcome.reward,
+                "perplexity": min(episode.outcome.perplexity, 1e9),
+                "sparsity": episode.allocation.sparsity,
+            }
+            bar.update(1, **shown, best=best)
+            ctx.log_metrics(shown, episode.number)
+
+        return search(
+            problem,
+            preset,
+            schedule,
+            task.episodes,
+            params.finalists,
+            ctx.params.seed,
+            SearchStore(ctx.checkpoint_dir, view.units),
+            show,
+            task.trained,
+        )
+
+
+def _starts(ctx: StageContext, units: tuple[Unit, ...], sparsity: float, bounds: Bounds) -> dict[str, Allocation]:
+    """Policies known before any search; those that the bounds do not allow are left out."""
+    params = ctx.params.search
+    curves = [np.array(row["loss"]) for row in artifacts.read_json(ctx.path(CURVES))]
+    bent = [steeper(curve, params.bend) for curve in curves]
+    sensitivity = _unit_sensitivity(units, artifacts.read_json(ctx.path(TRACES)))
+    makers: dict[str, Callable[[], Allocation]] = {
+        "dynamic programming": partial(dynamic_programming, units, curves, sparsity, bounds, params.step),
+        "dynamic programming, bent": partial(dynamic_programming, units, bent, sparsity, bounds, params.step),
+        "trace rank": partial(trace_rank, units, sensitivity, sparsity, params.rank_half_width, bounds, params.step),
+        "handmade": partial(handmade, units, sparsity, bounds),
+    }
+    starts = {}
+    for name, make in makers.items():
+        try:
+            starts[name] = make()
+        except UnreachableSparsity as refusal:
+            ctx.set_tags(**{f"start.{name}": str(refusal)})
+    return starts
+
+
+def _unit_sensitivity(units: tuple[Unit, ...], traces: list[dict[str, Any]]) -> Any:
+    """Average Hessian trace over the weights of each unit's matrices (MS Eq. 6), float64 ``[N]``."""
+    totals = {unit.name: [0.0, 0.0] for unit in units}
+    for row in traces:
+        layer, _, role = row["matrix"].rpartition(".")
+        total = totals[f"{layer}.{'attention' if role in 'qkvo' else 'ffn'}"]
+        total[0] += row["trace"]
+        total[1] += row["weights"]
+    return np.array([trace / weights for trace, weights in totals.values()])
+
+
+def write_result(
+    ctx: StageContext, found: SearchResult, sparsity: float, policy: str, agent: str, episodes: str
+) -> None:
+    """Write policy, agent and episodes, and show them in MLflow."""
+    best = found.best
+    rows = best.allocation.to_rows()
+    tokens = sum(e.outcome.tokens for e in found.episodes) + sum(c.outcome.tokens for c in found.candidates)
+    artifacts.write_json(
+        ctx.path(policy),
+        {
+            "sparsity_target": sparsity,
+            "sparsity": best.allocation.sparsity,
+            "source": best.name,
+            "start": found.start,
+            "perplexity": best.outcome.perplexity,
+            "dense_perplexity": best.outcome.dense_perplexity,
+            "episodes": len(found.episodes),
+            "non_finite": sum(not e.outcome.finite for e in found.episodes),
+            "tokens": tokens,
+            "candidates": [_candidate_row(candidate) for candidate in found.candidates],
+            "units": rows,
+        },
+    )
+    artifacts.write_tensors(ctx.path(agent), found.agent)
+    artifacts.write_csv(ctx.path(episodes), [_episode_row(episode) for episode in found.episodes])
+    ctx.log_metrics(
+        {
+            "best_perplexity": best.outcome.perplexity,
+            "best_ratio": best.outcome.perplexity / best.outcome.dense_perplexity,
+            "tokens": tokens,
+            "non_finite": sum(not e.outcome.finite for e in found.episodes),
+        }
+    )
+    ctx.set_tags(method="searched", sparsity=f"{sparsity:g}", source=best.name)
+    ctx.log_table("policy.json", rows)
+    ctx.log_table("candidates.json", [_candidate_row(candidate) for candidate in found.candidates])
+    ctx.log_figure(figures.policy({f"searched {sparsity:g}": best.allocation}), "policy.png")
+
+
+def _candidate_row(candidate: Candidate) -> dict[str, Any]:
+    outcome = candidate.outcome
+    return {
+        "name": candidate.name,
+        "sparsity": candidate.allocation.sparsity,
+        "ratio": outcome.perplexity / outcome.dense_perplexity if outcome.finite else None,
+        "tokens": outcome.tokens,
+    }
+
+
+def _episode_row(episode: Episode) -> dict[str, Any]:
+    outcome = episode.outcome
+    return {
+        "episode": episode.number,
+        "sparsity_target": round(episode.sparsity, 6),
+        "sparsity": round(episode.allocation.sparsity, 6),
+        "samples": episode.samples,
+        "reward": outcome.reward,
+        "perplexity": outcome.perplexity if outcome.finite else "",
+        "dense_perplexity": outcome.dense_perplexity,
+    }

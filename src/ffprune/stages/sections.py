@@ -1,0 +1,194 @@
+"""What may be written in params.yaml: one model per section, gathered in :class:`Params`.
+
+Fields have no defaults: DVC sees only what params.yaml says, so a default in code would be a parameter whose
+change reruns no stage.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ffprune.sources.base import ModelParams, TextParams
+
+
+class Section(BaseModel):
+    """A section of params.yaml: unknown keys are refused, values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compute(Section):
+    """Where and how precisely tensors are computed."""
+
+    device: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    device_map: str | None
+    threads: int = Field(ge=0)
+    matmul_precision: Literal["highest", "high", "medium"]
+
+
+class Tracking(Section):
+    """Where runs are recorded. No stage declares it: it never changes a result."""
+
+    experiment: str = Field(min_length=1)
+    uri: str | None
+
+
+class Calibrate(Section):
+    """Input statistics."""
+
+    windows: int = Field(ge=1)
+    seqlen: int = Field(ge=2)
+    batch_size: int = Field(ge=1)
+
+
+class Fisher(Section):
+    """Curvature of the loss in every unit's output."""
+
+    windows: int = Field(ge=2)
+    seqlen: int = Field(ge=2)
+    batch_size: int = Field(ge=1)
+
+
+class Hutchinson(Section):
+    """Hessian trace of every weight matrix."""
+
+    probes: int = Field(ge=2)
+    windows: int = Field(ge=1)
+    seqlen: int = Field(ge=2)
+    batch_size: int = Field(ge=1)
+    product: Literal["exact", "finite_difference"]
+
+
+class Sensitivity(Section):
+    """Which granule goes first in a unit, and how much every matrix and unit matters."""
+
+    criterion: str
+    damping: float = Field(gt=0)
+    fisher: Fisher
+    hutchinson: Hutchinson
+
+
+class ScheduleParams(Section):
+    """The progressive schedule (FF Eq. 3), in episodes of a search of 3000; scaled to the real length."""
+
+    alpha_start: float = Field(ge=0, le=1)
+    k: float = Field(gt=0)
+    t0: float
+
+
+class Search(Section):
+    """The search at the first sparsity; transfer reads it too."""
+
+    sparsity: float = Field(ge=0, lt=1)
+    episodes: int = Field(ge=1)
+    agent: str
+    mapping: str
+    reward: str
+    compensated: bool
+    damping: float = Field(gt=0)
+    min_keep: float = Field(ge=0, le=1)
+    max_keep: float = Field(gt=0, le=1)
+    step: int = Field(ge=1)
+    seqlen: int = Field(ge=2)
+    samples: int = Field(ge=1)
+    final_samples: int = Field(ge=1)
+    finalists: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    bend: float = Field(ge=1)
+    rank_half_width: float = Field(ge=0, le=0.5)
+    schedule: ScheduleParams
+
+
+class Transfer(Section):
+    """Policy transfer to the next sparsity."""
+
+    sparsity: float = Field(ge=0, lt=1)
+    episodes: int = Field(ge=1)
+    schedule: ScheduleParams
+
+
+class Prune(Section):
+    """What is cut."""
+
+    policies: tuple[Literal["uniform", "handmade", "searched"], ...] = Field(min_length=1)
+    min_keep: float = Field(ge=0, le=1)
+
+
+class Ridge(Section):
+    """The repair."""
+
+    damping: float = Field(gt=0)
+    absolute: bool
+
+
+class Speed(Section):
+    """Prefill and decode speed."""
+
+    prefill_tokens: int = Field(ge=1)
+    decode_tokens: int = Field(ge=1)
+    repeats: int = Field(ge=1)
+
+
+class ZeroShot(Section):
+    """Tasks of lm-evaluation-harness."""
+
+    tasks: tuple[str, ...]
+    include_path: str | None
+    items: int = Field(ge=1)
+    limit: int | None = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    methods: tuple[str, ...]
+
+
+class Evaluate(Section):
+    """What is measured, and on what."""
+
+    text: str
+    windows: int = Field(ge=0)
+    seqlen: int = Field(ge=2)
+    batch_size: int = Field(ge=1)
+    methods: tuple[
+        Literal["uniform", "uniform+ridge", "handmade", "handmade+ridge", "searched", "searched+ridge"], ...
+    ] = Field(min_length=1)
+    speed: Speed
+    zero_shot: ZeroShot
+
+
+class Report(Section):
+    """How figures are drawn."""
+
+    dpi: int = Field(ge=50)
+
+
+class Params(Section):
+    """The whole of params.yaml. Checks that span sections belong in a ``model_validator`` here."""
+
+    seed: int = Field(ge=0)
+    compute: Compute
+    tracking: Tracking
+    model: ModelParams
+    data: TextParams
+    calibrate: Calibrate
+    sensitivity: Sensitivity
+    search: Search
+    transfer: Transfer
+    prune: Prune
+    ridge: Ridge
+    evaluate: Evaluate
+    report: Report
+
+    @model_validator(mode="after")
+    def _one_policy_per_sparsity(self) -> Self:
+        if self.search.sparsity == self.transfer.sparsity:
+            raise ValueError("search.sparsity and transfer.sparsity are the same: change one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _measured_is_made(self) -> Self:
+        missing = {name.removesuffix("+ridge") for name in self.evaluate.methods} - set(self.prune.policies)
+        if missing:
+            raise ValueError(f"evaluate.methods names {sorted(missing)}, which prune.policies does not make")
+        return self

@@ -1,0 +1,127 @@
+"""sensitivity: which granule of a unit goes first, and how much every matrix and every unit matters."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ffprune.allocate.curves import loss_curve
+from ffprune.core.hutchinson import hessian_traces
+from ffprune.core.importance import Ranking, rank
+from ffprune.models.curvature import Curvature, output_curvature
+from ffprune.models.view import ModelView
+from ffprune.stages import artifacts
+from ffprune.stages.context import StageContext
+from ffprune.stages.inputs import load, read_grams, sample_windows
+from ffprune.stages.record import CALIBRATION, CURVES, DENSE, GRAMS, ORDER, TRACES
+
+
+def run(ctx: StageContext) -> None:
+    """Three measurements that the search starts from: rankings, curvatures, Hessian traces."""
+    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
+    rankings = _rankings(ctx, view)
+    traces = _traces(ctx, view)
+    view.model.to(getattr(torch, ctx.params.compute.dtype))
+    view.model.set_attn_implementation("sdpa")
+    curvatures = _curvatures(ctx, view)
+    tokens = int(artifacts.read_metadata(ctx.path(GRAMS))["tokens"])
+    curves = []
+    for index, (unit, ranking, curvature) in enumerate(zip(view.units, rankings, curvatures, strict=True)):
+        d_out = view.unit_linears(index).last.out_features
+        losses = loss_curve(ranking.error.numpy(), curvature.mean, tokens, d_out)
+        curves.append(
+            {
+                "unit": unit.name,
+                "curvature": curvature.mean,
+                "curvature_stderr": curvature.stderr,
+                "loss": [float(f"{loss:.6g}") for loss in losses],
+            }
+        )
+    artifacts.write_tensors(
+        ctx.path(ORDER),
+        {f"{u.name}.order": r.order for u, r in zip(view.units, rankings, strict=True)},
+        {"criterion": ctx.params.sensitivity.criterion},
+    )
+    artifacts.write_json(ctx.path(TRACES), traces)
+    artifacts.write_json(ctx.path(CURVES), curves)
+    ctx.log_table("traces.json", traces)
+
+
+def _rankings(ctx: StageContext, view: ModelView) -> list[Ranking]:
+    """One ranking per unit; each is a long row of small products, so a thread serves a unit."""
+    params = ctx.params.sensitivity
+    grams = read_grams(view, ctx.path(GRAMS))
+    threads = torch.get_num_threads()
+
+    def job(index: int) -> Ranking:
+        torch.set_num_threads(1)
+        parts = view.unit_linears(index)
+        weight = parts.last.weight.detach().cpu()
+        return rank(params.criterion, weight, grams[index], parts.width[parts.last_role], params.damping)
+
+    rankings = []
+    with ctx.progress(len(view.units), "rank granules") as bar, ThreadPoolExecutor(threads) as pool:
+        for ranking in pool.map(job, range(len(view.units))):
+            rankings.append(ranking)
+            bar.update()
+    return rankings
+
+
+def _traces(ctx: StageContext, view: ModelView) -> list[dict[str, Any]]:
+    """Hessian trace of every prunable matrix (MS Eq. 5-6)."""
+    params = ctx.params.sensitivity.hutchinson
+    windows = _windows(ctx, params.seqlen, params.windows, "sensitivity.hutchinson.windows", 1)
+    # The fused attention kernels cannot be differentiated twice.
+    view.model.set_attn_implementation("eager")
+    weights = {name: linear.weight for name, linear in view.prunable.items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    batches = torch.split(windows.to(view.model.device), params.batch_size)
+    with ctx.progress(params.probes * len(batches), "Hessian traces") as bar:
+
+        def loss(batch: Tensor) -> Tensor:
+            bar.update()
+            logits = view.model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+            return nn.functional.cross_entropy(logits, batch[:, 1:].flatten())
+
+        estimates = hessian_traces(
+            [partial(loss, batch) for batch in batches],
+            weights,
+            params.probes,
+            torch.Generator().manual_seed(ctx.params.seed),
+            params.product,
+        )
+    for weight in weights.values():
+        weight.requires_grad_(False)
+    return [
+        {
+            "matrix": name,
+            "weights": weights[name].numel(),
+            "trace": estimate.mean,
+            "trace_stderr": estimate.stderr,
+            "sensitivity": estimate.mean / weights[name].numel(),
+        }
+        for name, estimate in estimates.items()
+    ]
+
+
+def _curvatures(ctx: StageContext, view: ModelView) -> list[Curvature]:
+    """Fisher curvature of the loss in every unit's output."""
+    params = ctx.params.sensitivity.fisher
+    windows = _windows(ctx, params.seqlen, params.windows, "sensitivity.fisher.windows", 2)
+    with ctx.progress(len(windows), "output curvature") as bar:
+        return output_curvature(
+            view,
+            windows.to(view.model.device),
+            params.batch_size,
+            torch.Generator(view.model.device).manual_seed(ctx.params.seed),
+            lambda done, total: bar.advance_to(done),
+        )
+
+
+def _windows(ctx: StageContext, seqlen: int, count: int, key: str, salt: int) -> Tensor:
+    return sample_windows(ctx.path(DENSE), ctx.path(CALIBRATION), seqlen, count, ctx.params.seed + salt, key)

@@ -1,0 +1,65 @@
+"""The result table: metrics/summary.json for the terminal and, as Markdown, for Prefect's page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ffprune.stages.artifacts import read_json
+from ffprune.stages.record import SUMMARY
+
+_COLUMNS = (
+    "method",
+    "sparsity target",
+    "sparsity",
+    "perplexity",
+    "ratio to dense",
+    "parameters",
+    "MB",
+    "prefill tokens/s",
+    "decode tokens/s",
+)
+
+
+def result_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """The dense model first, then every row of the summary."""
+    dense = summary["dense"]
+    rows = [{"method": "dense", "dense_perplexity": dense["perplexity"], **dense}, *summary["rows"]]
+    return [_cells(row) for row in rows]
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The table in Markdown."""
+    lines = [list(_COLUMNS), ["---"] * len(_COLUMNS), *result_rows(summary)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def print_table() -> None:
+    """Print the table to the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{SUMMARY}")
+    for number, column in enumerate(_COLUMNS):
+        table.add_column(column, justify="right" if number else "left")
+    for cells in result_rows(read_json(Path(SUMMARY))):
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        str(row["method"]),
+        _number(row.get("sparsity_target"), ".2f"),
+        _number(row.get("sparsity"), ".4f"),
+        _number(row["perplexity"], ".3f"),
+        _number(row["perplexity"] / row["dense_perplexity"], ".3f"),
+        _number(row["params"], ",d"),
+        _number(row["bytes"] / 1e6, ",.1f"),
+        _number(row.get("prefill_tokens_per_s"), ",.0f"),
+        _number(row.get("decode_tokens_per_s"), ",.1f"),
+    ]
+
+
+def _number(value: float | None, style: str) -> str:
+    return "" if value is None else format(value, style)

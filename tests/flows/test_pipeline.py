@@ -1,0 +1,112 @@
+"""The flow on a toy repository, as people start it: a process of its own, with a temporary server."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ffprune.stages.params import load_params
+from ffprune.stages.tracking import Store, open_store
+from tests.toy import make_repo, wait_until
+
+MakeRepo = Callable[..., Path]
+COMMAND = [sys.executable, "-c", "from ffprune.cli import main; main()", "run"]
+
+
+@pytest.fixture
+def make(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    with_database: Callable[[], None],
+    prefect_home: Path,
+) -> MakeRepo:
+    def maker(*pipeline: str) -> Path:
+        make_repo(tmp_path, monkeypatch, *pipeline)
+        with_database()
+        monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
+        return tmp_path
+
+    return maker
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=300)
+
+
+def states(answer: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+): (Completed|Cached|Restored)", answer.stdout, flags=re.MULTILINE))
+
+
+def parents() -> tuple[Store, list[dict[str, str]]]:
+    store = open_store(load_params().tracking)
+    return store, [run.data.tags for run in store.client.search_runs([store.experiment_id])]
+
+
+@pytest.mark.slow
+def test_unchanged_needs_no_server_and_is_recorded(make: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    make()
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], check=True)
+    # No flow is there to hand over to.
+    monkeypatch.setenv("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    answer = run()
+    assert answer.returncode == 0, answer.stderr
+    assert states(answer) == dict.fromkeys("abcd", "Cached")
+    (tags,) = parents()[1]
+    assert [tags[f"stage.{name}"] for name in "abcd"] == ["cached"] * 4
+
+
+@pytest.mark.slow
+def test_states_tell_what_happened(make: MakeRepo) -> None:
+    make()
+    first = run("--workers", "2")
+    assert first.returncode == 0, first.stderr
+    assert states(first) == dict.fromkeys("abcd", "Completed")
+    Path("c.in").write_text("2")
+    Path("a.txt").unlink()
+    second = run()
+    # a comes back from the cache; b sees nothing new; c runs and makes the same bytes, so d is unchanged.
+    assert states(second) == {"a": "Restored", "b": "Cached", "c": "Completed", "d": "Cached"}
+    assert "1 ran" in second.stdout
+    _, (newest, oldest) = parents()
+    assert oldest["stage.c"] == "ran"
+    assert (newest["stage.a"], newest["stage.c"]) == ("restored", "ran")
+
+
+@pytest.mark.slow
+def test_a_failed_stage_fails_the_flow_with_its_own_message(make: MakeRepo) -> None:
+    root = make()
+    text = (root / "dvc.yaml").read_text()
+    refusing = 'echo "error: asked. possible. change." >&2; exit 2'
+    (root / "dvc.yaml").write_text(text.replace('"cat a.txt > c.txt; echo c >> c.txt"', f"'{refusing}'"))
+    answer = run()
+    assert answer.returncode == 1
+    assert "error: stage 'c' failed: asked. possible. change." in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert states(answer) == {"a": "Completed", "b": "Completed"}
+    (tags,) = parents()[1]
+    assert (tags["stage.c"], tags["stage.d"]) == ("failed", "not run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_flow_leaves_no_stage_behind(make: MakeRepo, number: signal.Signals) -> None:
+    tie = "from ffprune.stages.lifeline import die_with_parent as d; d(); import time; time.sleep(200)"
+    command = f"echo $$ > pid; exec {sys.executable} -c '{tie}'"
+    make(f'stages:\n  slow: {{cmd: "{command}", outs: [x]}}\n')
+    process = subprocess.Popen(COMMAND, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert wait_until(lambda: Path("pid").exists() and Path("pid").read_text() != "", 120)
+    stage = psutil.Process(int(Path("pid").read_text()))
+    wait_until(lambda: "exec" not in " ".join(stage.cmdline()), 5)
+    os.kill(process.pid, number)
+    _, left = psutil.wait_procs([stage], timeout=20)
+    assert not left
+    process.wait(60)
+    assert process.returncode != 0

@@ -1,0 +1,42 @@
+"""What is relied on of DVC's internal API."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ffprune.core.errors import ParameterError
+from ffprune.stages.graph import read_plan
+from tests.toy import DVC, REPO, make_repo
+
+
+@pytest.mark.slow
+def test_order_edges_and_staleness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_repo(tmp_path, monkeypatch)
+    plan = read_plan(root)
+    order = list(plan.upstream)
+    assert order[0] == "a"
+    assert order[-1] == "d"
+    assert {name: set(up) for name, up in plan.upstream.items()} == {
+        "a": set(),
+        "b": {"a"},
+        "c": {"a"},
+        "d": {"b", "c"},
+    }
+    assert plan.stale == {"a", "b", "c", "d"}
+    subprocess.run([*DVC, "repro", "--quiet"], check=True)
+    assert read_plan(root).stale == frozenset()
+    Path("c.in").write_text("2")
+    assert read_plan(root).stale == {"c"}
+    only_b = read_plan(root, ["b"])
+    assert set(only_b.upstream) == {"a", "b"}
+    assert only_b.stale == frozenset()
+    with pytest.raises(ParameterError, match=r"dvc\.yaml has"):
+        read_plan(root, ["e"])
+
+
+def test_dvc_reads_the_projects_own_pipeline() -> None:
+    order = list(read_plan(REPO).upstream)
+    assert order.index("prune") < order.index("ridge") < order.index("evaluate") < order.index("report")

@@ -1,0 +1,57 @@
+"""dvc.yaml and the stage records agree, and every module that a stage imports is a dependency."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+import pytest
+
+from ffprune.stages.params import read_yaml
+from ffprune.stages.record import FIGURES, STAGES, Stage, covers
+from tests.stages.import_closure import closure
+from tests.toy import REPO
+
+PIPELINE: dict[str, Any] = read_yaml(REPO / "dvc.yaml")["stages"]
+
+
+def names(entries: list[Any]) -> set[str]:
+    return {next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries}
+
+
+each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+
+
+def test_the_stages_are_the_same_in_the_same_order() -> None:
+    assert list(PIPELINE) == [stage.name for stage in STAGES]
+
+
+@each_stage
+def test_dvc_and_the_record_agree(stage: Stage) -> None:
+    entry = PIPELINE[stage.name]
+    assert entry["cmd"] == f"${{ffprune}} {stage.name}"
+    assert names(entry["params"]) == set(stage.params)
+    data = {dep for dep in names(entry.get("deps", [])) if not dep.startswith("src/")}
+    assert data == set(stage.deps)
+    assert names(entry.get("outs", [])) == {*stage.outs, stage.run_record}
+    assert names(entry.get("metrics", [])) == set(stage.metrics)
+    assert names(entry.get("plots", [])) == set(stage.plots)
+
+
+@each_stage
+def test_every_module_behind_a_stage_is_a_dependency(stage: Stage) -> None:
+    code = [dep.removeprefix("src/") for dep in PIPELINE[stage.name]["deps"] if dep.startswith("src/")]
+    module = stage.function.partition(":")[0]
+    # What a stage draws goes to MLflow; only for report is it an output.
+    behind = closure(module, frozenset() if FIGURES in stage.outs else frozenset({"ffprune/stages/figures.py"}))
+    missing = {file for file in behind if not any(covers(dep, PurePath(file)) for dep in code)}
+    assert not missing, f"add to the deps of '{stage.name}' in dvc.yaml: {sorted(missing)}"
+    unused = {dep for dep in code if not any(covers(dep, PurePath(file)) for file in behind)}
+    assert not unused, f"'{stage.name}' imports nothing of these; drop them from its deps: {sorted(unused)}"
+
+
+def test_what_a_stage_reads_is_made_before_it() -> None:
+    made: set[str] = set()
+    for stage in STAGES:
+        assert {dep for dep in stage.deps if not dep.startswith("${")} <= made, stage.name
+        made |= set(stage.written)

@@ -1,0 +1,107 @@
+"""DVC's log lines, failures, and that no process stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ffprune.stages.reproduce import Output, Reproduced, end_all, failure_message, reproduce
+from tests.toy import make_repo, wait_until
+
+SLEEPER = f"stages:\n  slow: {{cmd: exec {sys.executable} sleeper.py, deps: [sleeper.py], outs: [x]}}\n"
+# The stage ties itself to its parent as `ffprune STAGE` does.
+SLEEPING = """
+import os, pathlib, time
+from ffprune.stages.lifeline import die_with_parent
+die_with_parent()
+pathlib.Path("pid").write_text(str(os.getpid()))
+time.sleep(120)
+"""
+
+
+def quiet() -> Output:
+    return Output(lambda chunk: None, lambda line: None)
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def stage_pid() -> int:
+    assert wait_until(lambda: Path("pid").exists() and Path("pid").read_text() != "", 30)
+    return int(Path("pid").read_text())
+
+
+@pytest.mark.slow
+def test_ran_cached_restored_and_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_repo(tmp_path, monkeypatch)
+    assert reproduce("a", root, quiet()) == Reproduced("ran")
+    assert reproduce("a", root, quiet()) == Reproduced("cached")
+    Path("a.in").write_text("2")
+    assert reproduce("a", root, quiet()) == Reproduced("ran")
+    Path("a.in").write_text("1")
+    assert reproduce("a", root, quiet()) == Reproduced("restored")
+    assert reproduce("a", root, quiet(), force=True) == Reproduced("ran")
+
+
+@pytest.mark.slow
+def test_a_failed_stage_gives_its_own_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "stages:\n  bad: {cmd: 'echo \"error: asked. possible. change.\" >&2; exit 2', outs: [x]}\n"
+    root = make_repo(tmp_path, monkeypatch, command)
+    assert reproduce("bad", root, quiet()) == Reproduced("failed", "asked. possible. change.")
+
+
+def test_an_unexpected_error_gives_the_last_line_of_its_traceback() -> None:
+    lines = ["Traceback (most recent call last):", "ValueError: no", "ERROR: failed to reproduce 'x'"]
+    assert failure_message(lines) == "ValueError: no"
+    assert failure_message(lines[2:]) == "ERROR: failed to reproduce 'x'"
+
+
+def test_output_is_echoed_raw_and_logged_by_line() -> None:
+    echoed: list[bytes] = []
+    logged: list[str] = []
+    output = Output(echoed.append, logged.append)
+    output.feed(b"one\ntw")
+    output.feed(b"o\n\x1b[2K1/3\r\x1b[2K3/3\r\nrest")
+    output.close()
+    assert b"".join(echoed) == b"one\ntwo\n\x1b[2K1/3\r\x1b[2K3/3\r\nrest"
+    assert logged == ["one", "two", "3/3", "rest"]
+
+
+@pytest.mark.slow
+def test_ending_all_ends_the_stage_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_repo(tmp_path, monkeypatch, SLEEPER)
+    Path("sleeper.py").write_text(SLEEPING)
+    found: list[Reproduced] = []
+    thread = threading.Thread(target=lambda: found.append(reproduce("slow", root, quiet())))
+    thread.start()
+    pid = stage_pid()
+    end_all()
+    thread.join(20)
+    assert [done.outcome for done in found] == ["failed"]
+    assert not alive(pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_flow_leaves_no_orphan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    make_repo(tmp_path, monkeypatch, SLEEPER)
+    Path("sleeper.py").write_text(SLEEPING)
+    flow = (
+        "from pathlib import Path; from ffprune.stages.reproduce import Output, reproduce;"
+        "reproduce('slow', Path.cwd(), Output(lambda chunk: None, lambda line: None))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", flow])
+    pid = stage_pid()
+    os.kill(process.pid, number)
+    process.wait(10)
+    assert wait_until(lambda: not alive(pid), 10)

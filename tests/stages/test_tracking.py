@@ -1,0 +1,155 @@
+"""In a database of the test's own: one parent, a child per stage that ran, cached stages pointing back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ffprune.stages import tracking
+from ffprune.stages.artifacts import write_json
+from ffprune.stages.execution import close_dvc_execution, summarise_execution
+from ffprune.stages.record import STAGES, stage_named
+from ffprune.stages.sections import Tracking
+from ffprune.stages.tracking import Parent, StageRun, Store, TrackingUnavailable, open_store, start_parent
+from tests.toy import isolate
+
+SETTINGS = Tracking(experiment="test", uri=None)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_database: Callable[[], None]) -> Store:
+    monkeypatch.chdir(tmp_path)
+    isolate(monkeypatch)
+    with_database()
+    return open_store(SETTINGS)
+
+
+def test_the_database_and_artifacts_stay_in_the_project(store: Store, tmp_path: Path) -> None:
+    assert (tmp_path / "mlruns" / "mlflow.db").is_file()
+    run = store.client.get_run(start_parent(store, "x"))
+    assert run.info.artifact_uri.startswith((tmp_path / "mlruns" / "artifacts").as_uri())
+    assert open_store(SETTINGS).experiment_id == store.experiment_id
+
+
+def test_a_stage_run_holds_everything(store: Store) -> None:
+    parent = start_parent(store, "ffprune run")
+    run = StageRun(store, Parent(parent, owned=False), "search")
+    run.params({"search": {"episodes": 3}, "seed": 1})
+    run.inputs({"models/dense": "0123456789abcdef.dir"})
+    run.tags({"version.torch": "1"})
+    for step in range(1000):
+        run.metrics({"reward": step / 1000}, step)
+    run.table("policy.json", [{"unit": "layers.0.ffn", "retention": 0.8}])
+    run.dict({"a": 1}, "problem.json")
+    run.finish("FINISHED")
+    found = store.client.get_run(run.run_id)
+    assert found.data.tags["mlflow.parentRunId"] == parent
+    assert found.data.params == {"search.episodes": "3", "seed": "1"}
+    assert len(store.client.get_metric_history(run.run_id, "reward")) == 1000
+    assert found.inputs.dataset_inputs[0].dataset.digest == "0123456789abcdef.dir"
+    assert found.info.status == "FINISHED"
+    assert {a.path for a in store.client.list_artifacts(run.run_id)} == {"policy.json", "problem.json"}
+    assert store.client.get_run(parent).info.status == "RUNNING", "the flow ends its own run"
+
+
+def test_a_parent_of_its_own_is_ended_with_the_stage(store: Store) -> None:
+    parent = tracking.find_parent(store)
+    StageRun(store, parent, "search").finish("FAILED")
+    assert store.client.get_run(parent.run_id).info.status == "FAILED"
+
+
+def test_the_flows_parent_is_used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, "abc")
+    assert tracking.find_parent(store) == Parent("abc", owned=False)
+
+
+def test_stages_of_one_dvc_process_share_a_parent(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_dvc_process", lambda: "host-1-2.00")
+    first, second = tracking.find_parent(store), tracking.find_parent(store)
+    assert first == second
+    assert first.owned
+    monkeypatch.setattr(tracking, "_dvc_process", lambda: "host-1-3.00")
+    assert tracking.find_parent(store) != first
+
+
+def test_the_dvc_process_is_found_from_inside_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolate(monkeypatch)
+    assert tracking._dvc_process() is None
+    look = "from ffprune.stages.tracking import _dvc_process; print(_dvc_process())"
+    as_dvc = tmp_path / "dvc"
+    as_dvc.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {look!r}])")
+    monkeypatch.setenv("DVC_STAGE", "search")
+    answer = subprocess.run([sys.executable, str(as_dvc)], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() != "None"
+
+
+def test_cached_stages_point_to_the_run_that_made_them(store: Store) -> None:
+    write_json(Path("metrics/runs/download.json"), {"run_id": "old", "finished": "2026-01-01"})
+    parent = start_parent(store, "ffprune run")
+    summarise_execution(store, parent, {"download": "cached", "report": "failed"})
+    run = store.client.get_run(parent)
+    assert run.data.tags["stage.download"] == "cached"
+    assert run.data.tags["stage.download.run_id"] == "old"
+    assert run.data.tags["stage.report"] == "failed"
+    assert "stage.report.run_id" not in run.data.tags
+    file = store.client.download_artifacts(parent, "stages.json")
+    assert json.loads(Path(file).read_text())["stages"][0] == {
+        "stage": "download",
+        "outcome": "cached",
+        "run_id": "old",
+        "finished": "2026-01-01",
+    }
+
+
+def test_the_last_stage_of_dvc_repro_sums_up(store: Store) -> None:
+    parent = start_parent(store, "dvc repro")
+    StageRun(store, Parent(parent, owned=True), "evaluate").finish("FINISHED")
+    close_dvc_execution(store, parent, stage_named("evaluate"))
+    assert "stage.evaluate" not in store.client.get_run(parent).data.tags
+    close_dvc_execution(store, parent, STAGES[-1])
+    tags = store.client.get_run(parent).data.tags
+    assert tags["stage.evaluate"] == "ran"
+    assert tags["stage.search"] == "cached"
+
+
+def test_an_unusable_address_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    isolate(monkeypatch)
+    with pytest.raises(TrackingUnavailable, match=r"set tracking\.uri"):
+        open_store(Tracking(experiment="test", uri="nonsense://host"))
+
+
+def test_a_store_that_fails_later_costs_the_record_only(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = StageRun(store, Parent(start_parent(store, "x"), owned=True), "search")
+
+    def lost(*arguments: object, **named: object) -> None:
+        raise OSError("connection lost")
+
+    monkeypatch.setattr(store.client, "log_batch", lost)
+    for step in range(700):
+        run.metrics({"reward": 1.0}, step)
+    run.finish("FINISHED")
+    assert capsys.readouterr().err.count("work goes on: connection lost") == 1
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_do_not_break_a_new_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    isolate(monkeypatch)
+    code = (
+        "from ffprune.stages.tracking import *; from ffprune.stages.sections import Tracking;"
+        "print(open_store(Tracking(experiment='test', uri=None)).experiment_id)"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    answers = {process.communicate()[0] for process in processes}
+    assert len(answers) == 1
+    assert all(process.returncode == 0 for process in processes)

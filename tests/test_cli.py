@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffprune import cli
+from ffprune.stages.record import STAGES
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["ffprune", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
+
+
+def test_help_lists_every_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    assert all(stage.name in shown for stage in STAGES)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; import ffprune.cli;print({'torch', 'mlflow', 'dvc', 'prefect', 'transformers'} & set(sys.modules))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "set()"
+
+
+def test_a_refusal_is_one_message_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, "params", "check") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: the parameters were asked of params.yaml")
+    assert shown.count("\n") == 1
+    assert run_cli(monkeypatch, "run") == 2
+
+
+def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ffprune.stages.table.print_table", interrupted)
+    assert run_cli(monkeypatch, "table") == 130
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ffprune.stages.table.print_table", broken)
+    monkeypatch.setattr(sys, "argv", ["ffprune", "table"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
