@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ffprune.stages.lifeline import STARTER_VARIABLE
 from ffprune.stages.reproduce import Output, Reproduced, end_all, failure_message, reproduce
 from tests.toy import make_repo, wait_until
 
@@ -105,3 +106,12 @@ def test_a_killed_flow_leaves_no_orphan(
     os.kill(process.pid, number)
     process.wait(10)
     assert wait_until(lambda: not alive(pid), 10)
+
+
+def test_a_process_whose_starter_is_gone_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As when the flow is killed while the stage's Python is starting.
+    monkeypatch.setenv(STARTER_VARIABLE, "1")
+    code = "from ffprune.stages.lifeline import die_with_parent; die_with_parent(); print('began')"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 128 + signal.SIGTERM
+    assert answer.stdout == ""

@@ -12,6 +12,8 @@ import signal
 import sys
 from types import FrameType
 
+# The process id of whoever starts this one: without it, a parent that ends while Python is starting goes unnoticed.
+STARTER_VARIABLE = "FFPRUNE_STARTED_BY"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -23,10 +25,10 @@ def die_with_parent() -> None:
     signal.signal(signal.SIGTERM, _leave)
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
+    parent = int(os.environ.pop(STARTER_VARIABLE, os.getppid()))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        # The parent ended between the two calls, so no signal will come.
+        # It ended before the kernel was asked, so no signal will come.
         sys.exit(128 + signal.SIGTERM)
 
 
@@ -36,6 +38,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     die_with_parent()
+    os.environ[STARTER_VARIABLE] = str(os.getpid())
     from dvc.cli import main
 
     sys.exit(main(sys.argv[1:]))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ffprune.stages.execution import Outcome
+from ffprune.stages.lifeline import STARTER_VARIABLE
 from ffprune.stages.progress import TERMINAL_VARIABLE
 
 _GRACE_SECONDS = 10.0
@@ -78,6 +79,7 @@ def reproduce(
     """
     words = [sys.executable, "-m", "ffprune.stages.lifeline", "--wait-for-lock", "repro", "--single-item"]
     environment = {**os.environ, **(variables or {}), TERMINAL_VARIABLE: "1" if terminal else "0"}
+    environment[STARTER_VARIABLE] = str(os.getpid())
     process = subprocess.Popen(
         [*words, *(["--force"] if force else []), name],
         cwd=root,
