@@ -63,6 +63,8 @@ bench: $(STAMP) ## Run the timed comparisons in benchmarks/.
 lock: $(STAMP) ## Resolve the dependencies anew into requirements.lock.
 	$(BIN)/pip-compile --quiet --extra=dev --strip-extras --no-emit-find-links --no-emit-index-url \
 		--no-emit-trusted-host --output-file=requirements.lock pyproject.toml
+	@# A local build of torch (2.13.0+cpu) is the same release; the registry knows it by the plain number.
+	@sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
 
 clean: ## Remove caches of the tools and checkpoints; outputs, DVC's cache and .venv stay.
 	rm -rf .ckpt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build src/*.egg-info

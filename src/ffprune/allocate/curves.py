@@ -26,13 +26,3 @@ def loss_curve(error: NDArray[np.float64], curvature: float, tokens: int, d_out:
         float64 ``[granules + 1]``, nats per token.
     """
     return error / (2 * tokens) * (curvature / d_out)
-
-
-def steeper(curve: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """The curve bent upwards: L (1 + L / L_half)^(power - 1) with L_half the curve's value at half the granules.
-
-    Second-order losses are right for small cuts only. A power above 1 makes the dynamic programme shy of taking
-    very much from one unit, 1 leaves the curve as it is.
-    """
-    half = max(float(curve[len(curve) // 2]), 1e-12)
-    return curve * (1 + curve / half) ** (power - 1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.policy import Bounds, check_reachable, to_allocation
+from ffprune.core.policy import Bounds, check_reachable, least_count, limits, to_allocation
 from ffprune.core.units import Allocation, Unit
 
 
@@ -37,10 +37,15 @@ def dynamic_programming(
         UnreachableSparsity: no allocation inside the bounds has this sparsity.
     """
     check_reachable(units, sparsity, bounds)
-    coin = min(u.params_per_granule for u in units) * step
-    options = [_options(unit, curve, bounds, step, coin) for unit, curve in zip(units, curves, strict=True)]
+    smallest = min(u.params_per_granule for u in units)
+    options = [
+        _options(unit, curve, fewest, most, step, smallest * step)
+        for unit, curve, fewest, most in zip(units, curves, *limits(units, bounds), strict=True)
+    ]
     most = sum(int(weights.max()) for _, weights, _ in options)
-    need = min(most, round(sparsity * sum(u.params for u in units) / coin))
+    # The exact budget in smallest granules, rounded up, then in coins: with step 1 nothing is left to correct.
+    granules = -(-least_count(sparsity, sum(u.params for u in units)) // smallest)
+    need = min(most, round(granules / step))
     best = np.full(most + 1, np.inf)
     best[0] = 0.0
     choices = []
@@ -63,11 +68,13 @@ def dynamic_programming(
 
 
 def _options(
-    unit: Unit, curve: NDArray[np.float64], bounds: Bounds, step: int, coin: int
+    unit: Unit, curve: NDArray[np.float64], fewest: int, most: int, step: int, coin: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Counts that a unit may keep, what removing the rest is worth in coins, and what it costs in loss."""
     stride = step if unit.kind == "ffn" else 1
     kept = np.arange(unit.granules, 0, -stride)
-    kept = kept[(kept >= bounds.low * unit.granules) & (kept <= bounds.high * unit.granules)]
+    kept = kept[(kept >= fewest) & (kept <= most)]
+    if len(kept) == 0:  # bounds narrower than a step
+        kept = np.array([most])
     weights = np.rint((unit.granules - kept) * unit.params_per_granule / coin).astype(np.int64)
     return kept, weights, curve[kept]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ffprune.allocate.agent import Agent, Preset
 from ffprune.allocate.env import Episode, PruningEnv
 from ffprune.allocate.problem import Problem, distinct
+from ffprune.core.errors import NonFiniteLoss
 from ffprune.core.outcome import Outcome
 from ffprune.core.policy import scores_for
 from ffprune.core.schedule import Schedule
@@ -85,6 +86,9 @@ def search(
         store: where the state is kept between updates; a killed search goes on from there to the same result.
         on_episode: told of every trial (after a resume, of the earlier ones as well).
         trained: weights of an agent trained at another sparsity (policy transfer, FF 2.2).
+
+    Raises:
+        NonFiniteLoss: no candidate has a finite perplexity.
     """
     log: list[Episode] = []
 
@@ -117,6 +121,13 @@ def search(
     known = {start.allocation.kept for start in starts}
     fresh = [(name, allocation) for name, allocation in distinct(found) if allocation.kept not in known]
     candidates = sorted([*starts, *rescore(problem, fresh)], key=lambda c: c.outcome.perplexity)
+    if not candidates[0].outcome.finite:
+        raise NonFiniteLoss(
+            f"A policy of sparsity {problem.sparsity} was asked for; none of {len(candidates)} candidates of "
+            f"{len(log)} trials has a finite loss",
+            "A policy is known by its perplexity, which must be a finite number",
+            "Change compute.dtype to float32 or bfloat16, raise search.damping, or lower the sparsity",
+        )
     return SearchResult(
         best=candidates[0],
         candidates=candidates,

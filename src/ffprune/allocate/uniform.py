@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ffprune.core.policy import Bounds, check_reachable, to_allocation
+from ffprune.core.errors import UnreachableSparsity
+from ffprune.core.policy import Bounds, least_count, reachable, to_allocation
 from ffprune.core.units import Allocation, Unit
 
 
@@ -40,8 +41,17 @@ def handmade(units: Sequence[Unit], sparsity: float, bounds: Bounds) -> Allocati
     inner = [i for i, u in enumerate(units) if u.kind == "ffn" and u.layer not in ends]
     inner = inner or [i for i, u in enumerate(units) if u.kind == "ffn"]
     cut = [units[i] for i in inner]
-    share = sparsity * sum(u.params for u in units) / sum(u.params for u in cut)
-    check_reachable(cut, share, bounds)
+    whole, part = sum(u.params for u in units), sum(u.params for u in cut)
+    # Whole weights, then their share: a product of floats would miss the exact budget by a channel now and then.
+    share = least_count(sparsity, whole) / part
+    lowest, highest = reachable(cut, bounds)
+    if not lowest <= share <= highest:
+        raise UnreachableSparsity(
+            f"sparsity {sparsity} was asked for from the inner FFN channels alone",
+            f"Inside bounds [{bounds.low}, {bounds.high}] they give {lowest * part / whole:.3f} to "
+            f"{highest * part / whole:.3f} of all prunable weights",
+            "Lower the least retention or the target, or leave out the handmade policy",
+        )
     found = to_allocation(np.full(len(cut), 1 - share), np.zeros(len(cut)), cut, share, bounds)
     kept = [u.granules for u in units]
     for i, k in zip(inner, found.kept, strict=True):

@@ -49,7 +49,7 @@ class Plan:
             return self._cache[key]
         unit = self.ordered[index]
         dense = unit.weight[unit.last_role]
-        found = self.ridges[index].at(kept * unit.width[unit.last_role]).to(dense.dtype)
+        found = self.ridges[index].at(kept * unit.width[unit.last_role]).to(dense.device, dense.dtype)
         self._cache[key] = found
         self._held += found.nbytes
         while self._held > self.cache_bytes and len(self._cache) > 1:
@@ -84,7 +84,7 @@ def prepare(
         for index, (order, gram) in enumerate(zip(orders, grams, strict=True)):
             parts = view.unit_linears(index)
             columns = granule_indices(order, parts.width[parts.last_role])
-            ridges.append(PrefixRidge.prepare(parts.last.weight.detach().float(), gram, columns, damping))
+            ridges.append(PrefixRidge.prepare(parts.last.weight.detach().float().cpu(), gram, columns, damping))
     view.model.to(dtype=dtype)  # type: ignore[call-arg]
     ordered = [read_unit(view, index).select(order) for index, order in enumerate(orders)]
     return Plan(view, ordered, ridges, cache_bytes)

@@ -50,7 +50,7 @@ Mapping = Callable[[Floats, Sequence[Unit], float, Bounds], Floats]
 """(scores [N] float64, units, sparsity, bounds) -> retentions [N] float64."""
 
 
-def _least_count(share: float, whole: int) -> int:
+def least_count(share: float, whole: int) -> int:
     """The smallest count with ``count / whole >= share``; immune to ``0.1 * 30 == 3.0000000000000004``."""
     count = math.ceil(share * whole)
     while count > 0 and (count - 1) / whole >= share:
@@ -70,9 +70,9 @@ def _most_count(share: float, whole: int) -> int:
     return count
 
 
-def _limits(units: Sequence[Unit], bounds: Bounds) -> tuple[list[int], list[int]]:
+def limits(units: Sequence[Unit], bounds: Bounds) -> tuple[list[int], list[int]]:
     """Fewest and most granules each unit may keep; never zero, since an empty block cannot be exported."""
-    low = [max(1, _least_count(bounds.low, unit.granules)) for unit in units]
+    low = [max(1, least_count(bounds.low, unit.granules)) for unit in units]
     high = [_most_count(bounds.high, unit.granules) for unit in units]
     for unit, fewest, most in zip(units, low, high, strict=True):
         if fewest > most:
@@ -103,7 +103,7 @@ def reachable(units: Sequence[Unit], bounds: Bounds) -> tuple[float, float]:
     Raises:
         ParameterError: a unit has no whole number of granules inside the bounds.
     """
-    low, high = _limits(units, bounds)
+    low, high = limits(units, bounds)
     total = sum(unit.params for unit in units)
     return _removed(units, high) / total, _removed(units, low) / total
 
@@ -124,7 +124,7 @@ def check_reachable(units: Sequence[Unit], sparsity: float, bounds: Bounds) -> N
     if lowest <= sparsity <= highest:
         return
     # Printed ends are rounded inwards: a user who types them back must not be refused again.
-    first, last = _least_count(lowest, 1000) / 1000, _most_count(highest, 1000) / 1000
+    first, last = least_count(lowest, 1000) / 1000, _most_count(highest, 1000) / 1000
     knob = "Raise search.max_keep" if sparsity < lowest else "Lower search.min_keep"
     raise UnreachableSparsity(
         f"sparsity {sparsity} was asked for",
@@ -270,7 +270,7 @@ class _Rounding:
 
     @classmethod
     def of(cls, units: Sequence[Unit], scores: Floats, sparsity: float, bounds: Bounds, step: int) -> _Rounding:
-        low, high = _limits(units, bounds)
+        low, high = limits(units, bounds)
         first, last, grid = [], [], []
         for unit, fewest, most in zip(units, low, high, strict=True):
             on_grid = -(-fewest // step) * step, most // step * step
@@ -286,7 +286,7 @@ class _Rounding:
             last=last,
             grid=grid,
             smallest=min(unit.params_per_granule for unit in units),
-            target=_least_count(sparsity, sum(unit.params for unit in units)),
+            target=least_count(sparsity, sum(unit.params for unit in units)),
             order=[int(i) for i in np.argsort(-scores, kind="stable")],
         )
 

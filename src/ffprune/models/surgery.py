@@ -39,6 +39,7 @@ class UnitWeights:
     def select(self, kept: Tensor) -> UnitWeights:
         """The granules ``kept`` ([m] int64) in that order, as contiguous copies."""
         _check_kept(kept, self.granules)
+        kept = kept.to(self.weight[self.last_role].device)
         index = {role: granule_indices(kept, width) for role, width in self.width.items()}
         last = self.last_role
         weight = {role: w.index_select(int(role == last), index[role]) for role, w in self.weight.items()}

@@ -1,9 +1,9 @@
-"""What several stages read alike: models by the compute section, windows of text, Grams and policies."""
+"""What several stages read alike: models by the compute section, windows of text, Grams and orders."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_model, load_tokenizer
 from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
-from ffprune.stages.artifacts import read_json, read_tensors
+from ffprune.stages.artifacts import read_tensors
 from ffprune.stages.sections import Compute
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -64,13 +64,18 @@ def read_grams(view: ModelView, path: Path) -> list[Tensor]:
     return [tensors[f"{last_map(view, index)}.xx"] for index in range(len(view.units))]
 
 
-def read_orders(view: ModelView, path: Path) -> list[Tensor]:
-    """Per unit, its granules from the most to the least important, int64 ``[granules]``."""
+def read_orders(view: ModelView, path: Path, repaired: bool) -> list[Tensor]:
+    """Per unit, its granules from the most to the least important, int64 ``[granules]``.
+
+    Args:
+        view: the dense model.
+        path: the file of orders.
+        repaired: the order for cuts that are repaired afterwards, or the one for cuts left as they are.
+    """
     tensors = read_tensors(path)
-    return [tensors[f"{unit.name}.order"] for unit in view.units]
+    return [tensors[f"{unit.name}.{'repaired' if repaired else 'plain'}"] for unit in view.units]
 
 
-def read_policy(path: Path) -> tuple[Allocation, dict[str, Any]]:
-    """The allocation of a policy file, and the file."""
-    policy = read_json(path)
-    return Allocation.from_rows(policy["units"]), policy
+def kept_granules(orders: Sequence[Tensor], allocation: Allocation) -> list[Tensor]:
+    """Per unit, the granules that stay, in their original order, int64 ``[kept]``."""
+    return [torch.sort(order[:kept]).values for order, kept in zip(orders, allocation.kept, strict=True)]

@@ -120,7 +120,7 @@ STAGES: tuple[Stage, ...] = (
         name="ridge",
         help="Repair what is left by ridge regression.",
         params=("ridge", "compute"),
-        deps=(PRUNED, DENSE, GRAMS),
+        deps=(PRUNED, DENSE, ORDER, GRAMS),
         outs=(REPAIRED,),
     ),
     Stage(

@@ -6,7 +6,7 @@ from typing import Any
 
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import read_policy
+from ffprune.stages.policies import read_policy
 from ffprune.stages.record import (
     CURVES,
     EVALUATION,

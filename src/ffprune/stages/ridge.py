@@ -1,4 +1,4 @@
-"""ridge: fold what was removed into what is left, by ridge regression on the last map of every cut unit."""
+"""ridge: the same policies, cut by the criterion that knows the repair, and repaired by ridge regression."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from pathlib import Path
 
 from ffprune.core.ridge import repair
 from ffprune.models.checkpoint import load_tokenizer, save_model, stored_dtype
-from ffprune.models.surgery import read_unit, set_unit
+from ffprune.models.surgery import copy_model, read_unit, set_unit, slice_model
 from ffprune.models.view import ModelView, granule_indices
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, read_grams
-from ffprune.stages.record import DENSE, GRAMS, PRUNED, REPAIRED
+from ffprune.stages.inputs import DTYPES, kept_granules, load, read_grams, read_orders
+from ffprune.stages.policies import read_policy
+from ffprune.stages.record import DENSE, GRAMS, ORDER, PRUNED, REPAIRED
 
 
 def run(ctx: StageContext) -> None:
-    """Repair every model of the prune stage (METHODS 7), under the same ``SPARSITY/POLICY``."""
+    """For every model of the prune stage its repaired twin (METHODS 7), under the same ``SPARSITY/POLICY``.
+
+    The twin keeps as many granules of every unit, but those that the repair can do least without: a cut that is
+    left as it is and a cut that is repaired want different granules kept.
+    """
     params = ctx.params.ridge
     dense = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
     grams = read_grams(dense, ctx.path(GRAMS))
+    orders = read_orders(dense, ctx.path(ORDER), repaired=True)
     tokenizer = load_tokenizer(ctx.path(DENSE))
     storage = stored_dtype(ctx.path(DENSE))
     folders = pruned_folders(ctx.path(PRUNED))
@@ -29,21 +35,23 @@ def run(ctx: StageContext) -> None:
         ctx.progress(len(folders) * len(dense.units), "ridge") as bar,
     ):
         for folder in folders:
-            view = ModelView(load(folder, ctx.params.compute, DTYPES["float32"]))
-            kept = artifacts.read_tensors(folder.with_name(f"{folder.name}.kept.safetensors"))
-            for index, unit in enumerate(dense.units):
-                granules = kept[unit.name]
-                if len(granules) < unit.granules:
-                    parts = dense.unit_linears(index)
+            policy = folder.with_name(f"{folder.name}.json")
+            kept = kept_granules(orders, read_policy(policy)[0])
+            model = copy_model(dense.model)
+            slice_model(ModelView(model), kept)
+            view = ModelView(model)
+            for index, granules in enumerate(kept):
+                parts = dense.unit_linears(index)
+                if len(granules) < parts.granules:
                     columns = granule_indices(granules, parts.width[parts.last_role])
-                    weight = repair(parts.last.weight.detach(), grams[index], columns, params.damping, params.absolute)
-                    set_unit(view, index, read_unit(view, index).replace_last(weight))
+                    weight = parts.last.weight.detach().cpu()
+                    repaired = repair(weight, grams[index], columns, params.damping, params.absolute)
+                    set_unit(view, index, read_unit(view, index).replace_last(repaired.to(model.device)))
                 bar.update(1, model=f"{folder.parent.name}/{folder.name}")
+            model.to(dtype=storage)  # type: ignore[call-arg]
             place = out / folder.parent.name
-            view.model.to(dtype=storage)  # type: ignore[call-arg]
-            save_model(view.model, tokenizer, place / folder.name)
-            for beside in (f"{folder.name}.json", f"{folder.name}.kept.safetensors"):
-                shutil.copyfile(folder.with_name(beside), place / beside)
+            save_model(model, tokenizer, place / folder.name)
+            shutil.copyfile(policy, place / policy.name)
 
 
 def pruned_folders(root: Path) -> list[Path]:

@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from ffprune.allocate.agent import preset_named
-from ffprune.allocate.curves import steeper
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode
 from ffprune.allocate.problem import Problem
@@ -83,7 +82,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
     check_reachable(view.units, task.sparsity, bounds)
     plan = prepare(
         view,
-        read_orders(view, ctx.path(ORDER)),
+        read_orders(view, ctx.path(ORDER), params.compensated),
         read_grams(view, ctx.path(GRAMS)) if params.compensated else None,
         params.damping,
         DTYPES[ctx.params.compute.dtype],
@@ -133,11 +132,9 @@ def _starts(ctx: StageContext, units: tuple[Unit, ...], sparsity: float, bounds:
     """Policies known before any search; those that the bounds do not allow are left out."""
     params = ctx.params.search
     curves = [np.array(row["loss"]) for row in artifacts.read_json(ctx.path(CURVES))]
-    bent = [steeper(curve, params.bend) for curve in curves]
     sensitivity = _unit_sensitivity(units, artifacts.read_json(ctx.path(TRACES)))
     makers: dict[str, Callable[[], Allocation]] = {
         "dynamic programming": partial(dynamic_programming, units, curves, sparsity, bounds, params.step),
-        "dynamic programming, bent": partial(dynamic_programming, units, bent, sparsity, bounds, params.step),
         "trace rank": partial(trace_rank, units, sensitivity, sparsity, params.rank_half_width, bounds, params.step),
         "handmade": partial(handmade, units, sparsity, bounds),
     }

@@ -66,6 +66,7 @@ class Sensitivity(Section):
     """Which granule goes first in a unit, and how much every matrix and unit matters."""
 
     criterion: str
+    plain_criterion: str
     damping: float = Field(gt=0)
     fisher: Fisher
     hutchinson: Hutchinson
@@ -97,7 +98,6 @@ class Search(Section):
     final_samples: int = Field(ge=1)
     finalists: int = Field(ge=0)
     batch_size: int = Field(ge=1)
-    bend: float = Field(ge=1)
     rank_half_width: float = Field(ge=0, le=0.5)
     schedule: ScheduleParams
 

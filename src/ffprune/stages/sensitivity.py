@@ -23,7 +23,9 @@ from ffprune.stages.record import CALIBRATION, CURVES, DENSE, GRAMS, ORDER, TRAC
 def run(ctx: StageContext) -> None:
     """Three measurements that the search starts from: rankings, curvatures, Hessian traces."""
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
-    rankings = _rankings(ctx, view)
+    params = ctx.params.sensitivity
+    rankings = _rankings(ctx, view, params.criterion)
+    plain = _rankings(ctx, view, params.plain_criterion)
     traces = _traces(ctx, view)
     view.model.to(getattr(torch, ctx.params.compute.dtype))
     view.model.set_attn_implementation("sdpa")
@@ -43,15 +45,16 @@ def run(ctx: StageContext) -> None:
         )
     artifacts.write_tensors(
         ctx.path(ORDER),
-        {f"{u.name}.order": r.order for u, r in zip(view.units, rankings, strict=True)},
-        {"criterion": ctx.params.sensitivity.criterion},
+        {f"{u.name}.repaired": r.order for u, r in zip(view.units, rankings, strict=True)}
+        | {f"{u.name}.plain": r.order for u, r in zip(view.units, plain, strict=True)},
+        {"repaired": params.criterion, "plain": params.plain_criterion},
     )
     artifacts.write_json(ctx.path(TRACES), traces)
     artifacts.write_json(ctx.path(CURVES), curves)
     ctx.log_table("traces.json", traces)
 
 
-def _rankings(ctx: StageContext, view: ModelView) -> list[Ranking]:
+def _rankings(ctx: StageContext, view: ModelView, criterion: str) -> list[Ranking]:
     """One ranking per unit; each is a long row of small products, so a thread serves a unit."""
     params = ctx.params.sensitivity
     grams = read_grams(view, ctx.path(GRAMS))
@@ -61,10 +64,10 @@ def _rankings(ctx: StageContext, view: ModelView) -> list[Ranking]:
         torch.set_num_threads(1)
         parts = view.unit_linears(index)
         weight = parts.last.weight.detach().cpu()
-        return rank(params.criterion, weight, grams[index], parts.width[parts.last_role], params.damping)
+        return rank(criterion, weight, grams[index], parts.width[parts.last_role], params.damping)
 
     rankings = []
-    with ctx.progress(len(view.units), "rank granules") as bar, ThreadPoolExecutor(threads) as pool:
+    with ctx.progress(len(view.units), criterion) as bar, ThreadPoolExecutor(threads) as pool:
         for ranking in pool.map(job, range(len(view.units))):
             rankings.append(ranking)
             bar.update()

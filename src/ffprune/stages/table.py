@@ -44,7 +44,9 @@ def print_table() -> None:
         table.add_column(column, justify="right" if number else "left")
     for cells in result_rows(read_json(Path(SUMMARY))):
         table.add_row(*cells)
-    Console().print(table)
+    # Not a terminal: no reason to squeeze the table into 80 columns.
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(table)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
