@@ -48,21 +48,6 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_named(name: str) -> Preset:
-    """A row of :data:`PRESETS`.
-
-    Raises:
-        ParameterError: the name is unknown.
-    """
-    if name not in PRESETS:
-        raise ParameterError(
-            f"search.agent {name!r} was asked for",
-            f"Known agents: {', '.join(PRESETS)}",
-            "Change search.agent",
-        )
-    return PRESETS[name]
-
-
 class Agent:
     """PPO over a :class:`PruningEnv`, driven one update at a time so that it can be saved between updates.
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffprune.core.errors import ParameterError
 from ffprune.core.gram import damped
+from ffprune.core.tables import look_up
 
 _PANEL = 64
 """Eliminations between two matrix-matrix updates; it changes the speed, not the result."""
@@ -153,10 +153,4 @@ def rank(criterion: str, weight: Tensor, xx: Tensor, width: int, damping: float)
     Raises:
         ParameterError: the criterion is unknown.
     """
-    if criterion not in CRITERIA:
-        raise ParameterError(
-            f"Criterion {criterion!r} was asked for",
-            f"Known criteria: {', '.join(CRITERIA)}",
-            "Change sensitivity.criterion",
-        )
-    return CRITERIA[criterion](weight, xx, width, damping)
+    return look_up(CRITERIA, criterion, "sensitivity.criterion")(weight, xx, width, damping)

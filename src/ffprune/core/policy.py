@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffprune.core.errors import ParameterError, UnreachableSparsity
+from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation, Unit
 
 Floats = NDArray[np.float64]
@@ -460,14 +461,9 @@ def map_scores(
         UnreachableSparsity: see :func:`to_allocation`.
         ValueError: see :func:`to_allocation`.
     """
-    if mapping not in MAPPINGS:
-        raise ParameterError(
-            f"search.mapping {mapping!r} was asked for",
-            f"Known mappings: {', '.join(sorted(MAPPINGS))}",
-            "Change search.mapping",
-        )
+    chosen = look_up(MAPPINGS, mapping, "search.mapping")
     check_reachable(units, sparsity, bounds)
-    retentions = MAPPINGS[mapping](scores, units, sparsity, bounds)
+    retentions = chosen(scores, units, sparsity, bounds)
     # SS Alg. 1 prunes more than asked by design: correcting that would make it another algorithm.
     return to_allocation(retentions, scores, units, sparsity, bounds, step, exact=mapping != "sequential_cap")
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ffprune.core.errors import NonFiniteLoss, ParameterError, TooLittleText
+from ffprune.core.errors import NonFiniteLoss, TooLittleText
 from ffprune.core.outcome import Outcome
+from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation
 from ffprune.evaluate.perplexity import token_nll
 
@@ -57,12 +58,7 @@ class PerplexityReward:
     _dense_nll: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in REWARDS:
-            raise ParameterError(
-                f"search.reward {self.kind!r} was asked for",
-                f"Known rewards: {', '.join(REWARDS)}",
-                "Change search.reward",
-            )
+        look_up(REWARDS, self.kind, "search.reward")
         if self.fixed + self.trial_samples > len(self.windows):
             raise TooLittleText(
                 f"{self.fixed} windows for comparisons and {self.trial_samples} for trials were asked for",

@@ -59,7 +59,8 @@ def output_curvature(
         output.register_hook(partial(store, index))  # type: ignore[no-untyped-call]
 
     def store(index: int, gradient: Tensor) -> None:
-        sums[index, rows] = gradient.double().square().flatten(1).sum(1).cpu()
+        # OPT runs its FFN on [windows * seqlen, width].
+        sums[index, rows] = gradient.double().square().view(rows.stop - rows.start, -1).sum(1).cpu()
 
     hooks = [view.unit_linears(i).last.register_forward_hook(partial(keep, i)) for i in range(len(view.units))]
     try:

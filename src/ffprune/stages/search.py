@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ffprune.allocate.agent import preset_named
+from ffprune.allocate.agent import PRESETS
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode
 from ffprune.allocate.problem import Problem
@@ -18,9 +18,10 @@ from ffprune.allocate.search import Candidate, SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
 from ffprune.allocate.uniform import handmade
 from ffprune.compress.structured import prepare
-from ffprune.core.errors import ParameterError, UnreachableSparsity
+from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.policy import MAPPINGS, Bounds, check_reachable
 from ffprune.core.schedule import Schedule
+from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation, Unit
 from ffprune.evaluate.reward import PerplexityReward
 from ffprune.models.view import ModelView
@@ -69,14 +70,9 @@ def run(ctx: StageContext) -> None:
 def run_search(ctx: StageContext, task: Task) -> SearchResult:
     """Set the problem up and search."""
     params = ctx.params.search
-    preset = preset_named(params.agent)
+    preset = look_up(PRESETS, params.agent, "search.agent")
     bounds = Bounds(params.min_keep, params.max_keep)
-    if params.mapping not in MAPPINGS:
-        raise ParameterError(
-            f"search.mapping {params.mapping!r} was asked for",
-            f"Known mappings: {', '.join(MAPPINGS)}",
-            "Change search.mapping",
-        )
+    look_up(MAPPINGS, params.mapping, "search.mapping")
     windows = sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), params.seqlen, 0, ctx.params.seed, "search.seqlen")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
     check_reachable(view.units, task.sparsity, bounds)

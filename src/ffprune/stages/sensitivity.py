@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ffprune.allocate.curves import loss_curve
 from ffprune.core.hutchinson import hessian_traces
-from ffprune.core.importance import Ranking, rank
+from ffprune.core.importance import CRITERIA, Ranking, rank
+from ffprune.core.tables import look_up
 from ffprune.models.curvature import Curvature, output_curvature
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
@@ -22,8 +23,10 @@ from ffprune.stages.record import CALIBRATION, CURVES, DENSE, GRAMS, ORDER, TRAC
 
 def run(ctx: StageContext) -> None:
     """Three measurements that the search starts from: rankings, curvatures, Hessian traces."""
-    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
     params = ctx.params.sensitivity
+    look_up(CRITERIA, params.criterion, "sensitivity.criterion")
+    look_up(CRITERIA, params.plain_criterion, "sensitivity.plain_criterion")
+    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
     rankings = _rankings(ctx, view, params.criterion)
     plain = _rankings(ctx, view, params.plain_criterion)
     traces = _traces(ctx, view)

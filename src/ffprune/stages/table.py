@@ -55,12 +55,17 @@ def _cells(row: dict[str, Any]) -> list[str]:
         _number(row.get("sparsity_target"), ".2f"),
         _number(row.get("sparsity"), ".4f"),
         _number(row["perplexity"], ".3f"),
-        _number(row["perplexity"] / row["dense_perplexity"], ".3f"),
+        _number(_ratio(row), ".3f"),
         _number(row["params"], ",d"),
         _number(row["bytes"] / 1e6, ",.1f"),
         _number(row.get("prefill_tokens_per_s"), ",.0f"),
         _number(row.get("decode_tokens_per_s"), ",.1f"),
     ]
+
+
+def _ratio(row: dict[str, Any]) -> float | None:
+    """Perplexity over the dense model's; None when the pruned model's is not finite."""
+    return None if row["perplexity"] is None else row["perplexity"] / row["dense_perplexity"]
 
 
 def _number(value: float | None, style: str) -> str:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.core.errors import UnreachableSparsity
+from ffprune.core.policy import Bounds, reachable
+from ffprune.core.units import Allocation, Unit
+from tests.allocate.worlds import assert_exact, between, layers, models
+from tests.oracles import dynamic as oracle
+
+
+def falling(granules: int, seed: int) -> np.ndarray:
+    """A loss that falls to 0 as more granules are kept; not convex."""
+    steps = np.random.default_rng(seed).exponential(size=granules) ** 2
+    return np.append(np.cumsum(steps)[::-1], 0.0)
+
+
+def total(curves: list[np.ndarray], allocation: Allocation) -> float:
+    return sum(float(curve[k]) for curve, k in zip(curves, allocation.kept, strict=True))
+
+
+@st.composite
+def tiny(draw: st.DrawFn) -> tuple[Unit, ...]:
+    """Attention granules worth whole channels, few enough to try every allocation."""
+    channel, worth = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    units = []
+    for i in range(draw(st.integers(1, 2))):
+        units.append(Unit(f"layers.{i}.attention", "attention", i, draw(st.integers(1, 3)), channel * worth))
+        units.append(Unit(f"layers.{i}.ffn", "ffn", i, draw(st.integers(4, 9)), channel))
+    return tuple(units)
+
+
+@settings(deadline=None, max_examples=80)
+@given(tiny(), st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5]), st.integers(0, 10_000))
+def test_step_one_finds_the_cheapest_of_all_allocations(
+    units: tuple[Unit, ...], share: float, low: float, seed: int
+) -> None:
+    bounds = Bounds(low, 1.0)
+    curves = [falling(u.granules, seed + i) for i, u in enumerate(units)]
+    target = between(units, bounds, share)
+    found = dynamic_programming(units, curves, target, bounds, 1)
+    best, _ = oracle.cheapest(units, curves, target, bounds)
+    assert_exact(found, target)
+    assert total(curves, found) == pytest.approx(best, rel=1e-9, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    models(most_layers=4),
+    st.floats(0, 1),
+    st.sampled_from([1, 4, 7, 16, 100]),
+    st.floats(0, 0.4),
+    st.sampled_from([1.0, 0.95]),
+    st.integers(0, 10_000),
+)
+def test_budget_is_exact_and_bounds_hold_for_any_step(
+    units: tuple[Unit, ...], share: float, step: int, low: float, high: float, seed: int
+) -> None:
+    bounds = Bounds(low, high if all(u.granules > 1 for u in units) else 1.0)
+    if any(int(bounds.high * u.granules) < max(1, bounds.low * u.granules) for u in units):
+        return
+    curves = [falling(u.granules, seed + i) for i, u in enumerate(units)]
+    target = between(units, bounds, share)
+    try:
+        found = dynamic_programming(units, curves, target, bounds, step)
+    except UnreachableSparsity as refusal:
+        # Whole granules near the very ends of the reach leave gaps, which to_allocation explains.
+        assert "gaps" in str(refusal)
+        assert bounds.high < 1 or share > 0.5
+        return
+    assert_exact(found, target)
+    for unit, kept, retention in zip(units, found.kept, found.retention, strict=True):
+        assert kept == 1 or bounds.low <= retention, unit
+        assert retention <= bounds.high, unit
+
+
+def test_a_coarse_step_costs_little() -> None:
+    units = layers(4, channels=64)
+    curves = [np.linspace(1 + i, 0, u.granules + 1) ** 2 for i, u in enumerate(units)]
+    fine, coarse = (dynamic_programming(units, curves, 0.3, Bounds(0.1, 1.0), step) for step in (1, 8))
+    assert total(curves, fine) <= total(curves, coarse) <= 1.1 * total(curves, fine)
+
+
+def test_it_beats_the_even_share_where_units_differ() -> None:
+    units = layers(3)
+    curves = [np.linspace(1, 0, u.granules + 1) ** 2 * (10 if u.layer == 0 else 1) for u in units]
+    found = dynamic_programming(units, curves, 0.3, Bounds(0.1, 1.0), 1)
+    even = sum(float(np.interp(0.7 * u.granules, range(u.granules + 1), c)) for u, c in zip(units, curves, strict=True))
+    assert total(curves, found) < even
+    assert min(found.retention[:2]) > max(found.retention[2:])
+
+
+def test_what_no_allocation_reaches_is_refused() -> None:
+    units = layers(2)
+    curves = [falling(u.granules, i) for i, u in enumerate(units)]
+    highest = reachable(units, Bounds(0.5, 1.0))[1]
+    with pytest.raises(UnreachableSparsity, match=r"Lower search\.min_keep"):
+        dynamic_programming(units, curves, highest + 0.01, Bounds(0.5, 1.0), 1)

@@ -1,0 +1,78 @@
+"""Units of no model, and a reward whose best answer is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ffprune.core.outcome import Outcome
+from ffprune.core.policy import Bounds, reachable
+from ffprune.core.units import Allocation, Unit
+
+
+def layers(count: int, heads: int = 3, head: int = 40, channels: int = 48, channel: int = 4) -> tuple[Unit, ...]:
+    """A model of equal layers."""
+    return tuple(
+        unit
+        for i in range(count)
+        for unit in (
+            Unit(f"layers.{i}.attention", "attention", i, heads, head),
+            Unit(f"layers.{i}.ffn", "ffn", i, channels, channel),
+        )
+    )
+
+
+@st.composite
+def models(draw: st.DrawFn, least_layers: int = 1, most_layers: int = 5) -> tuple[Unit, ...]:
+    """Layers of uneven widths; a granule of attention is worth at least one channel."""
+    channel = draw(st.integers(1, 12))
+    head = channel * draw(st.integers(1, 15)) + draw(st.integers(0, 11))
+    units = []
+    for i in range(draw(st.integers(least_layers, most_layers))):
+        units.append(Unit(f"layers.{i}.attention", "attention", i, draw(st.integers(1, 6)), head))
+        units.append(Unit(f"layers.{i}.ffn", "ffn", i, draw(st.integers(20, 60)), channel))
+    return tuple(units)
+
+
+def between(units: Sequence[Unit], bounds: Bounds, share: float) -> float:
+    """A target inside the reach."""
+    lowest, highest = reachable(units, bounds)
+    return min(lowest + share * (highest - lowest), highest)
+
+
+def assert_exact(allocation: Allocation, sparsity: float) -> None:
+    """METHODS 1: never below the target, above it by less than one of the smallest granules."""
+    smallest = min(unit.params_per_granule for unit in allocation.units)
+    assert allocation.sparsity >= sparsity
+    assert (allocation.removed - smallest) / allocation.prunable < sparsity
+
+
+class Bandit:
+    """Removing a share of unit i costs weight[i] * share^2 nats; ``draw`` moves all outcomes alike.
+
+    Args:
+        weights: what each unit matters.
+        broken: numbers of calls (from 0) that find no finite loss.
+        noise: of the loss, between draws.
+    """
+
+    most_samples = 6
+
+    def __init__(self, weights: Sequence[float], broken: Sequence[int] = (), noise: float = 0.05) -> None:
+        self.weights, self.broken, self.noise = np.asarray(weights), frozenset(broken), noise
+        self.calls: list[tuple[Allocation, int, int | None]] = []
+
+    def loss(self, allocation: Allocation) -> float:
+        """The true loss of an allocation, nats."""
+        return float((self.weights * (1 - np.array(allocation.retention)) ** 2).sum())
+
+    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
+        self.calls.append((allocation, samples, draw))
+        dense = 10 * math.exp(0 if draw is None else self.noise * math.sin(draw))
+        if len(self.calls) - 1 in self.broken:
+            return Outcome(0.0, math.inf, dense, False, samples)
+        pruned = dense * math.exp(self.loss(allocation))
+        return Outcome(dense / pruned, pruned, dense, True, samples)

@@ -1,0 +1,415 @@
+"""The whole chain on tiny random models, every stage called as a function in a temporary folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from safetensors import safe_open
+
+from ffprune.allocate.agent import PRESETS
+from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, TooLittleText, UnreachableSparsity
+from ffprune.core.importance import CRITERIA
+from ffprune.core.policy import MAPPINGS
+from ffprune.core.units import Allocation
+from ffprune.evaluate.reward import REWARDS
+from ffprune.models.checkpoint import save_model
+from ffprune.stages import search as search_stage
+from ffprune.stages import sensitivity as sensitivity_stage
+from ffprune.stages.context import Nowhere, StageContext
+from ffprune.stages.params import read_yaml
+from ffprune.stages.record import (
+    EVALUATION,
+    FIGURES,
+    PRUNED,
+    REPAIRED,
+    SEARCH_AGENT,
+    SEARCH_EPISODES,
+    SEARCH_POLICY,
+    STAGES,
+    SUMMARY,
+    TRANSFER_AGENT,
+    TRANSFER_POLICY,
+    stage_named,
+)
+from ffprune.stages.run import call, run_stage
+from ffprune.stages.sections import Params
+from tests.tiny import character_tokenizer, llama, opt, spread
+from tests.toy import REPO
+
+MODELS = {"llama": llama, "opt": opt}
+METHODS = ("uniform", "uniform+ridge", "handmade+ridge", "searched", "searched+ridge")
+ROW = {
+    *("method", "granularity", "sparsity_target", "sparsity", "perplexity", "dense_perplexity", "params", "bytes"),
+    *("prefill_tokens_per_s", "decode_tokens_per_s", "seconds", "path"),
+}
+SMALL: dict[str, Any] = {
+    "compute": {"dtype": "float32", "threads": 1, "matmul_precision": "highest"},
+    "model": {"source": {"kind": "local", "path": "source/model"}, "storage_dtype": "float32"},
+    "data": {"source": {"kind": "local", "path": "source/text.txt"}, "format": "plain"},
+    "calibrate": {"windows": 8, "seqlen": 24, "batch_size": 4},
+    "sensitivity": {
+        "fisher": {"windows": 4, "seqlen": 16, "batch_size": 2},
+        "hutchinson": {"probes": 2, "windows": 2, "seqlen": 8, "batch_size": 2, "product": "exact"},
+    },
+    "search": {"episodes": 16, "step": 4, "seqlen": 16, "samples": 2, "final_samples": 3, "finalists": 1},
+    "transfer": {"episodes": 16},
+    "evaluate": {
+        "windows": 4,
+        "seqlen": 24,
+        "methods": list(METHODS),
+        "speed": {"prefill_tokens": 8, "decode_tokens": 2, "repeats": 1},
+        "zero_shot": {"tasks": []},
+    },
+    "report": {"dpi": 50},
+}
+
+RELOAD = """
+import json, math, sys, torch, ffprune
+from pathlib import Path
+from ffprune.stages.inputs import sample_windows
+torch.set_num_threads(1)
+found = {}
+for root in map(Path, sys.argv[1:]):
+    summary = json.loads((root / "metrics/summary.json").read_text())
+    windows = sample_windows(root / "models/dense", root / "data/text/test.txt", 24, 4, 0, "evaluate.windows")
+    for row in [summary["dense"], *summary["rows"]]:
+        model = ffprune.load_model(root / row["path"])
+        with torch.no_grad():
+            logits = model(windows).logits[:, :-1].double()
+        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), windows[:, 1:])
+        found[str(root / row["path"])] = math.exp(float(nll))
+print(json.dumps(found))
+"""
+
+
+def merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes laid over values; a source is replaced whole."""
+    result = dict(values)
+    for key, change in changes.items():
+        inner = isinstance(change, Mapping) and key != "source"
+        result[key] = merged(result[key], change) if inner else change
+    return result
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    return merged(read_yaml(REPO / "params.yaml"), SMALL)
+
+
+def params(**changes: Any) -> Params:
+    return Params.model_validate(merged(defaults(), changes))
+
+
+def run(name: str, values: Params | None = None, sink: Nowhere | None = None) -> None:
+    """The third door: a stage's function, tracked nowhere."""
+    stage = stage_named(name)
+    call(stage, StageContext(stage, values or params(), sink or Nowhere()))
+
+
+def write_text(path: Path, articles: int = 24) -> None:
+    """Articles of words that repeat, so that inputs are correlated."""
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("abcdefgh"), size=n)) for n in draw.integers(2, 7, size=30)]
+    parts = [f" = Title {i} = \n\n{' '.join(draw.choice(words, size=30))} .\n\n" for i in range(articles)]
+    path.write_text("".join(parts))
+
+
+@pytest.fixture(scope="module")
+def chains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family -> folder in which the whole chain has run."""
+    torch.set_num_threads(1)  # before the fixture of every single test
+    roots = {}
+    for name, build in MODELS.items():
+        root = roots[name] = tmp_path_factory.mktemp(name)
+        (root / "source").mkdir()
+        save_model(spread(build()), character_tokenizer(), root / "source" / "model")
+        write_text(root / "source" / "text.txt")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(root)
+            for stage in STAGES:
+                run(stage.name)
+    return roots
+
+
+@pytest.fixture(scope="module")
+def reloading(chains: dict[str, Path]) -> Iterator[subprocess.Popen[str]]:
+    """Another process that loads every model; it starts up while other tests run."""
+    command = [sys.executable, "-c", RELOAD, *map(str, chains.values())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+@pytest.fixture(params=MODELS)
+def chain(request: pytest.FixtureRequest, chains: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of one family, current; not to be changed."""
+    monkeypatch.chdir(chains[request.param])
+    return chains[request.param]
+
+
+@pytest.fixture
+def scratch(chains: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the llama's folder, current, to be changed."""
+    shutil.copytree(chains["llama"], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    yield tmp_path / "copy"
+
+
+def summary() -> dict[str, Any]:
+    return json.loads(Path(SUMMARY).read_text())
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Every file's hash."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def refused(kind: type[FfpruneError], stage: str, **changes: Any) -> str:
+    """The refusal of a stage that must leave every file as it was."""
+    before = contents(Path.cwd())
+    with pytest.raises(kind) as caught:
+        run(stage, params(**changes))
+    after = {name: key for name, key in contents(Path.cwd()).items() if not name.startswith(".ckpt/")}
+    assert after == {name: key for name, key in before.items() if not name.startswith(".ckpt/")}
+    return str(caught.value)
+
+
+# --- the chain ---
+
+
+def test_every_declared_output_exists(chain: Path, reloading: object) -> None:
+    for stage in STAGES:
+        for out in (*stage.outs, *stage.metrics, *stage.plots):
+            assert Path(out).exists(), f"{stage.name}: {out}"
+    assert not list(Path().rglob(".*.partial"))
+    assert not [path for path in Path(".ckpt").iterdir() if path.name != "sources"]
+
+
+def test_the_summary_has_the_promised_rows(chain: Path) -> None:
+    found = summary()
+    dense = found["dense"]
+    assert {"perplexity", "params", "bytes", "path"} <= set(dense)
+    assert [(r["sparsity_target"], r["method"]) for r in found["rows"]] == [(s, m) for s in (0.2, 0.3) for m in METHODS]
+    for row in found["rows"]:
+        assert set(row) >= ROW
+        assert row["granularity"] == "structured"
+        assert row["dense_perplexity"] == dense["perplexity"]
+        assert all(row[key] > 0 for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "seconds", "perplexity"))
+        assert row["path"].startswith(REPAIRED if row["method"].endswith("+ridge") else PRUNED)
+    table = (Path(FIGURES) / "results.md").read_text()
+    for method in METHODS:
+        assert f"| {method} |" in table
+
+
+def test_sparsity_is_exact_and_every_model_is_physically_smaller(chain: Path) -> None:
+    dense = summary()["dense"]
+    for row in summary()["rows"]:
+        policy = json.loads(Path(f"{row['path']}.json").read_text())
+        allocation = Allocation.from_rows(policy["units"])
+        channel = min(unit.params_per_granule for unit in allocation.units)
+        target = row["sparsity_target"]
+        assert target <= row["sparsity"] == allocation.sparsity < target + channel / allocation.prunable
+        assert dense["prunable_params"] - row["prunable_params"] == allocation.removed
+        # Nothing but prunable weights and, in OPT, the biases of removed rows may go.
+        assert dense["params"] - row["params"] >= allocation.removed
+        assert row["bytes"] < dense["bytes"]
+        with safe_open(Path(row["path"]) / "model.safetensors", framework="pt") as file:
+            sizes = {key: math.prod(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        assert sum(sizes.values()) == row["params"]
+
+
+def test_policies_are_what_their_names_say(chain: Path) -> None:
+    for target in ("0.2", "0.3"):
+        policies = {
+            name: Allocation.from_rows(json.loads((Path(PRUNED) / target / f"{name}.json").read_text())["units"])
+            for name in ("uniform", "handmade", "searched")
+        }
+        attention = [i for i, unit in enumerate(policies["handmade"].units) if unit.kind == "attention"]
+        assert all(policies["handmade"].retention[i] == 1 for i in attention)
+        path = SEARCH_POLICY if target == "0.2" else TRANSFER_POLICY
+        assert policies["searched"] == Allocation.from_rows(json.loads(Path(path).read_text())["units"])
+
+
+def test_repairs_help_what_they_repair_on_its_own_text(chain: Path) -> None:
+    rows = {(row["sparsity_target"], row["method"]): row for row in summary()["rows"]}
+    for target in (0.2, 0.3):
+        for policy in ("uniform", "searched"):
+            cut, mended = rows[target, policy], rows[target, f"{policy}+ridge"]
+            assert cut["params"] == mended["params"]
+            assert cut["perplexity"] != mended["perplexity"]
+
+
+def test_the_policy_file_tells_where_the_policy_comes_from(chain: Path) -> None:
+    for path, target in ((SEARCH_POLICY, 0.2), (TRANSFER_POLICY, 0.3)):
+        policy = json.loads(Path(path).read_text())
+        assert policy["sparsity_target"] == target
+        assert policy["source"] == policy["candidates"][0]["name"]
+        ratios = [candidate["ratio"] for candidate in policy["candidates"]]
+        assert ratios == sorted(ratios)
+        assert {"dynamic programming", "trace rank", "handmade"} & {c["name"] for c in policy["candidates"]}
+        assert policy["episodes"] == 16
+    rows = Path(SEARCH_EPISODES).read_text().splitlines()
+    assert len(rows) == 17
+    with safe_open(SEARCH_AGENT, framework="pt") as first, safe_open(TRANSFER_AGENT, framework="pt") as second:
+        assert set(first.keys()) == set(second.keys())
+        step = "optimizer.0.step"
+        assert second.get_tensor(step) == 2 * first.get_tensor(step)
+
+
+# --- again, with one thing changed ---
+
+
+def test_another_damping_changes_the_repaired_models_alone(scratch: Path) -> None:
+    before = contents(scratch)
+    run("ridge", params(ridge={"damping": 0.5}))
+    after = contents(scratch)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed
+    assert {name.rsplit("/", 1)[-1] for name in changed} == {"model.safetensors"}
+    assert all(name.startswith(f"{REPAIRED}/") for name in changed)
+    run("ridge")
+    assert contents(scratch) == before
+
+
+class Killed(Nowhere):
+    """A run that is killed at an episode's report."""
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        if step == 20:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["search", "transfer"])
+def test_a_killed_search_goes_on_to_the_same_files(scratch: Path, stage: str) -> None:
+    values = params(search={"episodes": 32}, transfer={"episodes": 32})
+    run(stage, values)
+    outs = stage_named(stage)
+    whole = contents(scratch)
+    for out in (*outs.outs, *outs.plots):
+        Path(out).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(stage, values, Killed())
+    assert list(Path(".ckpt", stage).rglob("*.safetensors"))
+    torch.manual_seed(987)
+    np.random.seed(987)  # noqa: NPY002 - SB3 uses it
+    run(stage, values)
+    assert contents(scratch) == whole
+
+
+def test_a_search_without_repairs_needs_no_grams(scratch: Path) -> None:
+    (scratch / "data/stats/grams.safetensors").write_bytes(b"")
+    run("search", params(search={"compensated": False}))
+    assert json.loads(Path(SEARCH_POLICY).read_text())["sparsity"] >= 0.2
+
+
+def test_a_model_without_a_finite_perplexity_is_a_row_of_the_report(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # drawn above already, and slow
+    evaluation = json.loads(Path(EVALUATION).read_text())
+    evaluation["rows"][0]["perplexity"] = None
+    Path(EVALUATION).write_text(json.dumps(evaluation))
+    run("report")
+    assert summary()["rows"][0]["perplexity"] is None
+    assert "| uniform |" in (Path(FIGURES) / "results.md").read_text()
+
+
+# --- wrong inputs ---
+
+
+def test_an_unreachable_sparsity_names_the_reach_before_any_work(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_stage, "prepare", lambda *_: pytest.fail("work was done"))
+    message = refused(UnreachableSparsity, "search", search={"sparsity": 0.99})
+    assert "sparsity 0.99 was asked for" in message
+    assert "reach 0.000 to 0." in message
+    assert "search.min_keep" in message
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "message"),
+    [
+        ("calibrate", {"calibrate": {"windows": 10_000}}, "calibrate.windows"),
+        ("sensitivity", {"sensitivity": {"fisher": {"windows": 10_000}}}, "sensitivity.fisher.windows"),
+        ("search", {"search": {"final_samples": 10_000}}, "search.final_samples"),
+        ("search", {"search": {"seqlen": 100_000}}, "1 windows of 100000 tokens"),
+        ("evaluate", {"evaluate": {"windows": 10_000}}, "evaluate.windows"),
+    ],
+)
+def test_too_little_text_is_refused_with_the_parameter(
+    scratch: Path, stage: str, change: dict[str, Any], message: str
+) -> None:
+    assert message in refused(TooLittleText, stage, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ({"search": {"agent": "genius"}}, PRESETS),
+        ({"search": {"mapping": "guess"}}, MAPPINGS),
+        ({"search": {"reward": "happiness"}}, REWARDS),
+        ({"sensitivity": {"criterion": "magic"}}, CRITERIA),
+        ({"sensitivity": {"plain_criterion": "magic"}}, CRITERIA),
+    ],
+)
+def test_unknown_names_list_the_known_ones(scratch: Path, change: dict[str, Any], known: Iterable[str]) -> None:
+    (stage,) = change
+    ((key, asked),) = change[stage].items()
+    message = refused(ParameterError, stage, **change)
+    assert all(name in message for name in known)
+    assert repr(asked) in message
+    assert f"{stage}.{key}" in message
+
+
+def test_an_unknown_plain_criterion_is_refused_before_the_long_elimination(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity_stage, "load", lambda *_: pytest.fail("work was done"))
+    for key in ("criterion", "plain_criterion"):
+        refused(ParameterError, "sensitivity", sensitivity={key: "magic"})
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "sensitivity", "search", "transfer", "prune", "ridge", "evaluate"])
+def test_without_a_dense_model_the_stage_that_makes_it_is_named(scratch: Path, stage: str) -> None:
+    shutil.rmtree("models/dense")
+    Path("params.yaml").write_text(json.dumps(params().model_dump(mode="json")))
+    before = contents(scratch)
+    with pytest.raises(MissingInput, match=r"models/dense was asked for .* the stage 'download' makes it"):
+        run_stage(stage_named(stage))
+    assert contents(scratch) == before
+
+
+def test_a_source_that_is_not_there_is_named(scratch: Path) -> None:
+    message = refused(MissingInput, "download", model={"source": {"kind": "local", "path": "source/modle"}})
+    assert "source/modle does not exist" in message
+
+
+# --- the other process has had time to start ---
+
+
+def test_a_new_process_measures_the_same_perplexity(chains: dict[str, Path], reloading: subprocess.Popen[str]) -> None:
+    output, errors = reloading.communicate()
+    assert reloading.returncode == 0, errors
+    found = json.loads(output)
+    assert len(found) == 2 * 11
+    for root in chains.values():
+        told = json.loads((root / SUMMARY).read_text())
+        for row in (told["dense"], *told["rows"]):
+            assert found[str(root / row["path"])] == pytest.approx(row["perplexity"], rel=2e-5)
