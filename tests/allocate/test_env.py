@@ -96,3 +96,12 @@ def test_without_a_curriculum_every_episode_is_the_final_task() -> None:
     env, log = environment(FLAT)
     play(env, 10)
     assert {(e.sparsity, e.samples) for e in log} == {(0.3, 6)}
+
+
+def test_a_curriculum_starts_where_the_bounds_let_it() -> None:
+    problem = Problem(layers(2), 0.4, Bounds(0.2, 0.8), "water_fill", 1, Bandit(range(1, 5)))
+    env = PruningEnv(problem, Schedule(0.1, 1.0, 100.0), 4, lambda _: None)
+    # a_max = 0.8 alone removes about a fifth, more than a tenth of 0.4.
+    assert env.sparsity >= 0.2
+    env.reset()
+    env.step(np.zeros(len(problem.units), dtype=np.float32))

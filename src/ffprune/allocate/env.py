@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ffprune.allocate.problem import Problem
 from ffprune.core.outcome import Outcome
+from ffprune.core.policy import reachable
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 
@@ -63,6 +64,7 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.problem, self.schedule = problem, schedule
         self.episode = 0
         self._per_update, self._on_episode = episodes_per_update, on_episode
+        self._lowest = reachable(problem.units, problem.bounds)[0]
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
         self.action_space = gymnasium.spaces.Box(-_SCORE_LIMIT, _SCORE_LIMIT, (len(problem.units),), np.float32)
 
@@ -72,8 +74,9 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     @property
     def sparsity(self) -> float:
-        """sigma_t of the current update (FF Eq. 4)."""
-        return self.schedule.sparsity_at(self._update * self._per_update, self.problem.sparsity)
+        """sigma_t of the current update (FF Eq. 4), but never below what a_max < 1 removes in any case."""
+        aimed = self.schedule.sparsity_at(self._update * self._per_update, self.problem.sparsity)
+        return max(aimed, self._lowest)
 
     @property
     def samples(self) -> int:

@@ -23,7 +23,7 @@ from ffprune.core.policy import MAPPINGS, Bounds, check_reachable
 from ffprune.core.schedule import Schedule
 from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation, Unit
-from ffprune.evaluate.reward import PerplexityReward
+from ffprune.evaluate.reward import REWARDS, PerplexityReward
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
@@ -73,6 +73,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
     preset = look_up(PRESETS, params.agent, "search.agent")
     bounds = Bounds(params.min_keep, params.max_keep)
     look_up(MAPPINGS, params.mapping, "search.mapping")
+    look_up(REWARDS, params.reward, "search.reward")
     windows = sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), params.seqlen, 0, ctx.params.seed, "search.seqlen")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
     check_reachable(view.units, task.sparsity, bounds)
