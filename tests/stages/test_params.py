@@ -88,3 +88,10 @@ def test_a_stage_sees_only_the_sections_it_declares() -> None:
     assert scoped.values() == {"ridge": GOOD["ridge"]}
     with pytest.raises(UndeclaredSection, match="'seed'"):
         _ = scoped.seed
+
+
+def test_an_unreachable_sparsity_is_refused_before_any_stage() -> None:
+    values = read_yaml(REPO / "params.yaml")
+    values["transfer"]["sparsity"] = 0.95
+    with pytest.raises(ParameterError, match=r"transfer\.sparsity 0\.95 is out of reach.*allows at most 0\.8"):
+        validate(values, REPO / "params.yaml", Params)

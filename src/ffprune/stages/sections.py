@@ -187,6 +187,18 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _within_reach(self) -> Self:
+        # The model's granules can only narrow this; the search checks them before its first trial.
+        most = 1 - self.search.min_keep
+        for name, sparsity in (("search", self.search.sparsity), ("transfer", self.transfer.sparsity)):
+            if sparsity > most:
+                raise ValueError(
+                    f"{name}.sparsity {sparsity:g} is out of reach: search.min_keep {self.search.min_keep:g} "
+                    f"allows at most {most:g}; lower search.min_keep or {name}.sparsity"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _measured_is_made(self) -> Self:
         missing = {name.removesuffix("+ridge") for name in self.evaluate.methods} - set(self.prune.policies)
         if missing:
