@@ -49,6 +49,9 @@ from ffprune.stages.sections import Params
 from tests.tiny import character_tokenizer, llama, opt, spread
 from tests.toy import REPO
 
+# Half a minute of models that are made, cut, saved and reloaded: too long for `make check`.
+pytestmark = pytest.mark.slow
+
 MODELS = {"llama": llama, "opt": opt}
 METHODS = ("uniform", "uniform+ridge", "handmade+ridge", "searched", "searched+ridge")
 ROW = {
