@@ -101,7 +101,13 @@ def test_a_stopped_flow_leaves_no_stage_behind(make: MakeRepo, number: signal.Si
     tie = "from ffprune.stages.lifeline import die_with_parent as d; d(); import time; time.sleep(200)"
     command = f"echo $$ > pid; exec {sys.executable} -c '{tie}'"
     make(f'stages:\n  slow: {{cmd: "{command}", outs: [x]}}\n')
-    process = subprocess.Popen(COMMAND, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A test run started in the background ignores SIGINT, and so would everything that it starts.
+    process = subprocess.Popen(
+        COMMAND,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert wait_until(lambda: Path("pid").exists() and Path("pid").read_text() != "", 120)
     stage = psutil.Process(int(Path("pid").read_text()))
     os.kill(process.pid, number)

@@ -21,14 +21,14 @@ def test_the_table_starts_with_the_dense_model(
         "dense_perplexity": 20.0,
         "params": 1_000_000,
         "bytes": 2_000_000,
-        "prefill_tokens_per_s": 1234.0,
-        "decode_tokens_per_s": 56.78,
+        "prefill_over_dense": 1.234,
+        "decode_over_dense": 1.1,
     }
     dense = {"perplexity": 20.0, "params": 1_200_000, "bytes": 2_400_000, "path": "models/dense"}
     summary = {"dense": dense, "rows": [row]}
     write_json(Path("metrics/summary.json"), summary)
     lines = markdown(summary).splitlines()
     assert lines[2] == "| dense |  |  | 20.000 | 1.000 | 1,200,000 | 2.4 |  |  |"
-    assert lines[3] == "| searched+ridge | 0.20 | 0.2000 | 30.000 | 1.500 | 1,000,000 | 2.0 | 1,234 | 56.8 |"
+    assert lines[3] == "| searched+ridge | 0.20 | 0.2000 | 30.000 | 1.500 | 1,000,000 | 2.0 | 1.23 | 1.10 |"
     print_table()
     assert "searched+ridge" in capsys.readouterr().out
