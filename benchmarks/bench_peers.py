@@ -25,8 +25,8 @@ from ffprune.allocate.curves import loss_curve
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.uniform import handmade, uniform
 from ffprune.compress.structured import prepare
+from ffprune.core.budget import Bounds
 from ffprune.core.importance import Ranking, rank
-from ffprune.core.policy import Bounds
 from ffprune.core.units import Allocation
 from ffprune.evaluate.perplexity import perplexity
 from ffprune.models.checkpoint import load_model, load_tokenizer

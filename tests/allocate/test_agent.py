@@ -11,8 +11,8 @@ from ffprune.allocate.agent import PRESETS, Agent, Preset
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode, PruningEnv
 from ffprune.allocate.problem import Problem
+from ffprune.core.budget import Bounds
 from ffprune.core.errors import ParameterError
-from ffprune.core.policy import Bounds
 from ffprune.core.schedule import Schedule
 from tests.allocate.worlds import Bandit, layers
 

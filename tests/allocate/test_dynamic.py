@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.core.budget import Bounds, reachable
 from ffprune.core.errors import UnreachableSparsity
-from ffprune.core.policy import Bounds, reachable
 from ffprune.core.units import Allocation, Unit
 from tests.allocate.worlds import assert_exact, between, layers, models
 from tests.oracles import dynamic as oracle

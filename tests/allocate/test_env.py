@@ -8,7 +8,8 @@ from gymnasium.utils.env_checker import check_env
 
 from ffprune.allocate.env import Episode, PruningEnv
 from ffprune.allocate.problem import Problem
-from ffprune.core.policy import MAPPINGS, Bounds
+from ffprune.core.budget import Bounds
+from ffprune.core.policy import MAPPINGS
 from ffprune.core.schedule import Schedule
 from tests.allocate.worlds import Bandit, assert_exact, layers
 

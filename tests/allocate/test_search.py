@@ -13,8 +13,8 @@ from ffprune.allocate.env import Episode
 from ffprune.allocate.problem import Problem, distinct
 from ffprune.allocate.search import Candidate, SearchResult, rescore, search
 from ffprune.allocate.uniform import uniform
+from ffprune.core.budget import Bounds
 from ffprune.core.errors import NonFiniteLoss
-from ffprune.core.policy import Bounds
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 from tests.allocate.worlds import Bandit, assert_exact, layers

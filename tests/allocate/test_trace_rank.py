@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffprune.allocate.trace_rank import trace_rank
-from ffprune.core.policy import Bounds
+from ffprune.core.budget import Bounds
 from ffprune.core.units import Unit
 from tests.allocate.worlds import assert_exact, layers
 

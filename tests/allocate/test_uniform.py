@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ffprune.allocate.uniform import handmade, uniform
+from ffprune.core.budget import Bounds, reachable
 from ffprune.core.errors import UnreachableSparsity
-from ffprune.core.policy import Bounds, reachable
 from ffprune.core.units import Unit
 from tests.allocate.worlds import assert_exact, between, layers, models
 

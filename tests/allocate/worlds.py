@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import strategies as st
 
+from ffprune.core.budget import Bounds, reachable
 from ffprune.core.outcome import Outcome
-from ffprune.core.policy import Bounds, reachable
 from ffprune.core.units import Allocation, Unit
 
 

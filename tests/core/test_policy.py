@@ -5,16 +5,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from ffprune.core.budget import Bounds, check_reachable, reachable
 from ffprune.core.errors import ParameterError, UnreachableSparsity
-from ffprune.core.policy import (
-    MAPPINGS,
-    Bounds,
-    check_reachable,
-    map_scores,
-    reachable,
-    scores_for,
-    to_allocation,
-)
+from ffprune.core.policy import MAPPINGS, map_scores, scores_for
+from ffprune.core.rounding import to_allocation
 from ffprune.core.units import Allocation, Unit
 from tests.oracles import policy as oracle
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.policy import Bounds
+from ffprune.core.budget import Bounds
 from ffprune.core.units import Allocation, Unit
 
 

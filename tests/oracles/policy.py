@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from ffprune.core.policy import Bounds
+from ffprune.core.budget import Bounds
 from ffprune.core.units import Allocation, Unit
 
 

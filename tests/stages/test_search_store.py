@@ -14,9 +14,9 @@ from ffprune.allocate.env import Episode, PruningEnv
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import Candidate, search
 from ffprune.allocate.uniform import uniform
+from ffprune.core.budget import Bounds
 from ffprune.core.errors import UnsafeFile
 from ffprune.core.outcome import Outcome
-from ffprune.core.policy import Bounds
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 from ffprune.stages import artifacts

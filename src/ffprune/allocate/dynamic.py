@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.policy import Bounds, check_reachable, least_count, limits, to_allocation
+from ffprune.core.budget import Bounds, check_reachable, least_count, limits
+from ffprune.core.rounding import to_allocation
 from ffprune.core.units import Allocation, Unit
 
 

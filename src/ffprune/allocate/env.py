@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffprune.allocate.problem import Problem
+from ffprune.core.budget import reachable
 from ffprune.core.outcome import Outcome
-from ffprune.core.policy import reachable
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 

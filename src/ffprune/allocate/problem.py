@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ffprune.core.budget import Bounds
 from ffprune.core.outcome import Outcome
-from ffprune.core.policy import Bounds, map_scores
+from ffprune.core.policy import map_scores
 from ffprune.core.units import Allocation, Unit
 
 

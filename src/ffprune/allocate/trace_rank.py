@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.policy import Bounds, to_allocation
+from ffprune.core.budget import Bounds
+from ffprune.core.rounding import to_allocation
 from ffprune.core.units import Allocation, Unit
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ffprune.core.budget import Bounds, least_count, reachable
 from ffprune.core.errors import UnreachableSparsity
-from ffprune.core.policy import Bounds, least_count, reachable, to_allocation
+from ffprune.core.rounding import to_allocation
 from ffprune.core.units import Allocation, Unit
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ffprune.allocate.uniform import handmade, uniform
-from ffprune.core.policy import Bounds
+from ffprune.core.budget import Bounds
 from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_tokenizer, save_model, stored_dtype
 from ffprune.models.surgery import copy_model, slice_model

@@ -18,8 +18,9 @@ from ffprune.allocate.search import Candidate, SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
 from ffprune.allocate.uniform import handmade
 from ffprune.compress.structured import prepare
+from ffprune.core.budget import Bounds, check_reachable
 from ffprune.core.errors import UnreachableSparsity
-from ffprune.core.policy import MAPPINGS, Bounds, check_reachable
+from ffprune.core.policy import MAPPINGS
 from ffprune.core.schedule import Schedule
 from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation, Unit
