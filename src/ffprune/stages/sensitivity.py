@@ -17,7 +17,7 @@ from ffprune.models.curvature import Curvature, output_curvature
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import load, read_grams, sample_windows
+from ffprune.stages.inputs import DTYPES, load, read_grams, sample_windows
 from ffprune.stages.record import CALIBRATION, CURVES, DENSE, GRAMS, ORDER, TRACES
 
 
@@ -27,10 +27,12 @@ def run(ctx: StageContext) -> None:
     look_up(CRITERIA, params.criterion, "sensitivity.criterion")
     look_up(CRITERIA, params.plain_criterion, "sensitivity.plain_criterion")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
-    rankings = _rankings(ctx, view, params.criterion)
-    plain = _rankings(ctx, view, params.plain_criterion)
+    grams = read_grams(view, ctx.path(GRAMS))
+    rankings = _rankings(ctx, view, grams, params.criterion)
+    plain = _rankings(ctx, view, grams, params.plain_criterion)
+    del grams  # hundreds of megabytes, which the double derivatives below can use
     traces = _traces(ctx, view)
-    view.model.to(getattr(torch, ctx.params.compute.dtype))
+    view.model.to(dtype=DTYPES[ctx.params.compute.dtype])  # type: ignore[call-arg]
     view.model.set_attn_implementation("sdpa")
     curvatures = _curvatures(ctx, view)
     tokens = int(artifacts.read_metadata(ctx.path(GRAMS))["tokens"])
@@ -57,10 +59,9 @@ def run(ctx: StageContext) -> None:
     ctx.log_table("traces.json", traces)
 
 
-def _rankings(ctx: StageContext, view: ModelView, criterion: str) -> list[Ranking]:
+def _rankings(ctx: StageContext, view: ModelView, grams: list[Tensor], criterion: str) -> list[Ranking]:
     """One ranking per unit; each is a long row of small products, so a thread serves a unit."""
     params = ctx.params.sensitivity
-    grams = read_grams(view, ctx.path(GRAMS))
     threads = torch.get_num_threads()
 
     def job(index: int) -> Ranking:
