@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["attention", "ffn"]
+Kind = Literal["attention", "ffn", "weight"]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A prunable thing (METHODS 1): one layer's attention block or one layer's FFN.
+    """A prunable thing (METHODS 1): one layer's attention block or FFN (structured), or one weight matrix.
 
     Attributes:
-        name: ``layers.3.attention`` or ``layers.3.ffn``.
-        kind: ``attention`` (granule: a key/value group with its query heads) or ``ffn`` (granule: a channel).
+        name: ``layers.3.attention``, ``layers.3.ffn`` or, for a matrix, ``layers.3.q``.
+        kind: ``attention`` (granule: a key/value group with its query heads), ``ffn`` (granule: a channel) or
+            ``weight`` (unstructured; granule: a single weight).
         layer: index of the decoder layer.
         granules: number of granules in the dense model.
         params_per_granule: prunable weights of one granule (biases are not counted).

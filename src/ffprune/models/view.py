@@ -61,6 +61,7 @@ class Block:
         family: the row that fits the model.
 
     Attributes:
+        layer: the decoder layer's module.
         index: position among the decoder layers.
         attention: the attention module.
         linears: role -> linear; roles are q, k, v, o, up, down and, where the FFN is gated, gate. OPT's
@@ -73,7 +74,7 @@ class Block:
     """
 
     def __init__(self, layer: nn.Module, index: int, family: Family) -> None:
-        self.index = index
+        self.layer, self.index = layer, index
         paths = {
             **family.attention_inputs,
             "o": family.attention_output,
@@ -158,6 +159,14 @@ class ModelView:
         self.prunable = {
             f"layers.{block.index}.{role}": linear for block in self.blocks for role, linear in block.linears.items()
         }
+
+    @property
+    def weight_units(self) -> tuple[Unit, ...]:
+        """The units of unstructured pruning (METHODS 1): weight matrices, whose granules are single weights."""
+        return tuple(
+            Unit(name, "weight", int(name.split(".")[1]), linear.weight.numel(), 1)
+            for name, linear in self.prunable.items()
+        )
 
     @property
     def prunable_params(self) -> int:

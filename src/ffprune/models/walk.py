@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,27 +46,55 @@ def collect(
             f"Prunable linears are {next(iter(view.prunable))!r} to {next(reversed(view.prunable))!r}",
             "Use names from ModelView.prunable",
         )
+    check_windows(windows, batch_size)
+    with watch(view, range(len(view.blocks)), full) as grams:
+        _stream(view, windows, batch_size, progress)
+    return {name: grams[name] for name in view.prunable}
+
+
+def check_windows(windows: Tensor, batch_size: int) -> None:
+    """Refuse calibration on nothing.
+
+    Raises:
+        ParameterError: ``windows`` is not a non-empty [n, seqlen] tensor, or ``batch_size`` is below 1.
+    """
     if windows.ndim != 2 or windows.numel() == 0 or batch_size < 1:
         raise ParameterError(
             f"Calibration was asked for on windows of shape {tuple(windows.shape)}, {batch_size} at a time",
             "It needs a non-empty [n, seqlen] tensor of token ids and a batch size of at least 1",
             "Raise the number of calibration windows, their length or the batch size",
         )
+
+
+@contextmanager
+def watch(view: ModelView, layers: Iterable[int], full: Collection[str]) -> Iterator[dict[str, Gram]]:
+    """While open, every input of these layers' linears is added to its Gram; at the end the Grams are checked.
+
+    Args:
+        view: the model's view.
+        layers: indices of decoder layers.
+        full: names from ``view.prunable`` whose whole X^T X is wanted; the others get diagonal and mean.
+
+    Yields:
+        Name -> Gram, on the linear's device, filled as the layers run. Linears that read the same input share one.
+
+    Raises:
+        NonFiniteLoss: statistics are not finite; names the first such linear.
+    """
     grams: dict[str, Gram] = {}
     hooks = []
-    for names in _shared_inputs(view):
+    for names in _shared_inputs(view, set(layers)):
         linear = view.prunable[names[0]]
         gram = Gram.zeros(linear.in_features, any(name in full for name in names), linear.weight.device)
         grams.update(dict.fromkeys(names, gram))
         hooks.append(linear.register_forward_pre_hook(_updater(gram)))
     try:
-        _stream(view, windows, batch_size, progress)
+        yield grams
     finally:
         for hook in hooks:
             hook.remove()
-    for name in view.prunable:
+    for name in grams:
         _check_finite(name, grams[name])
-    return {name: grams[name] for name in view.prunable}
 
 
 def _stream(view: ModelView, windows: Tensor, batch_size: int, progress: Callable[[int, int], None] | None) -> None:
@@ -78,10 +107,12 @@ def _stream(view: ModelView, windows: Tensor, batch_size: int, progress: Callabl
                 progress(start + len(batch), len(windows))
 
 
-def _shared_inputs(view: ModelView) -> list[tuple[str, ...]]:
+def _shared_inputs(view: ModelView, layers: Collection[int]) -> list[tuple[str, ...]]:
     """Names of linears that read the same input, input by input."""
     groups = []
     for index, unit in enumerate(view.units):
+        if unit.layer not in layers:
+            continue
         parts = view.unit_linears(index)
         for roles in (tuple(parts.inputs), (parts.last_role,)):
             groups.append(tuple(f"layers.{unit.layer}.{role}" for role in roles))

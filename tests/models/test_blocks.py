@@ -1,0 +1,76 @@
+"""The block-by-block walk against the model's own forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ffprune.core.errors import ParameterError
+from ffprune.models.blocks import BlockWalk
+from ffprune.models.view import ModelView
+from ffprune.models.walk import collect
+from tests.tiny import MODELS, VOCAB, spread
+
+WINDOWS = torch.randint(0, VOCAB, (5, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=sorted(MODELS))
+def view(request: pytest.FixtureRequest) -> ModelView:
+    return ModelView(spread(MODELS[request.param]()))
+
+
+def test_walks_as_the_model_runs(view: ModelView) -> None:
+    walk = BlockWalk(view, WINDOWS, batch_size=2)  # the last batch is smaller
+    expected = []
+    hooks = [b.layer.register_forward_hook(lambda m, a, out: expected.append(out)) for b in view.blocks]
+    with torch.inference_mode():
+        view.model(WINDOWS, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    for wanted in expected:
+        walk.advance()
+        torch.testing.assert_close(walk.hidden, wanted)
+    assert walk.position == len(view.blocks)
+
+
+def test_observes_what_the_whole_walk_collects(view: ModelView) -> None:
+    whole = collect(view, WINDOWS, list(view.prunable), 2)
+    walk = BlockWalk(view, WINDOWS, batch_size=2)
+    for block in view.blocks:
+        grams, outputs = walk.observe(full=("q", "down"))
+        assert set(grams) == set(block.linears)
+        assert grams["q"] is grams["k"] is grams["v"]
+        assert grams["o"].xx is None
+        for role in ("q", "down"):
+            torch.testing.assert_close(grams[role].xx, whole[f"layers.{block.index}.{role}"].xx, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(grams["o"].diag, whole[f"layers.{block.index}.o"].diag, rtol=1e-4, atol=1e-6)
+        walk.advance(outputs)
+
+
+def test_later_layers_see_a_changed_layer(view: ModelView) -> None:
+    walk, dense = BlockWalk(view, WINDOWS, 5), BlockWalk(view, WINDOWS, 5)
+    _, outputs = walk.observe()
+    with torch.no_grad():
+        view.blocks[0].linears["down"].weight.zero_()
+    walk.advance()
+    dense.advance(outputs)
+    assert not torch.allclose(walk.hidden, dense.hidden)
+
+
+def test_replaced_weights_carry_gradients_and_leave_the_layer_alone(view: ModelView) -> None:
+    walk = BlockWalk(view, WINDOWS, 5)
+    own = view.blocks[0].linears["down"].weight.detach().clone()
+    halved = (own / 2).requires_grad_(True)
+    output = walk.forward(walk.hidden, 0, {"down": halved})
+    output.square().sum().backward()
+    assert halved.grad is not None
+    assert halved.grad.abs().sum() > 0
+    torch.testing.assert_close(view.blocks[0].linears["down"].weight, own)
+    with torch.no_grad():
+        view.blocks[0].linears["down"].weight.copy_(halved)
+    torch.testing.assert_close(walk.forward(walk.hidden, 0), output)
+
+
+def test_refuses_no_windows(view: ModelView) -> None:
+    with pytest.raises(ParameterError, match="windows"):
+        BlockWalk(view, WINDOWS[:0], 1)
