@@ -37,7 +37,22 @@ class Ranking:
     error: Tensor
 
 
-Criterion = Callable[[Tensor, Tensor, int, float], Ranking]
+Rank = Callable[[Tensor, Tensor, int, float], Ranking]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One criterion.
+
+    Attributes:
+        rank: (weight, xx, width, damping) -> ranking.
+        paper: authors and year, or the paper's own name.
+        section: where it is defined.
+    """
+
+    rank: Rank
+    paper: str
+    section: str
 
 
 def _from_scores(scores: Tensor) -> Ranking:
@@ -141,9 +156,9 @@ def _eliminate_groups(weight: Tensor, inverse: Tensor, width: int) -> tuple[Tens
 
 
 CRITERIA: dict[str, Criterion] = {
-    "activation_norm": activation_norm,
-    "wanda_column": wanda_column,
-    "compensated_elimination": compensated_elimination,
+    "activation_norm": Criterion(activation_norm, "SparsitySolver", "SS section 3.1"),
+    "wanda_column": Criterion(wanda_column, "FastForward Pruning", "FF section 2.1"),
+    "compensated_elimination": Criterion(compensated_elimination, "ffprune", "OBS (MS Eq. 2-3) on whole granules"),
 }
 
 
@@ -153,4 +168,4 @@ def rank(criterion: str, weight: Tensor, xx: Tensor, width: int, damping: float)
     Raises:
         ParameterError: the criterion is unknown.
     """
-    return look_up(CRITERIA, criterion, "sensitivity.criterion")(weight, xx, width, damping)
+    return look_up(CRITERIA, criterion, "sensitivity.criterion").rank(weight, xx, width, damping)
