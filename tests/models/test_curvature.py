@@ -24,7 +24,7 @@ def view(request, make_model):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
 def test_it_is_the_per_token_gradient_at_every_unit(view, tokens, batch_size):
-    found = output_curvature(view, tokens, batch_size, seeded())
+    found = output_curvature(view, view.last_maps, tokens, batch_size, seeded())
     expected = oracle.fisher_traces(view, tokens, batch_size, seeded())
     assert len(found) == len(view.units)
     for curvature, windows in zip(found, expected, strict=True):
@@ -33,7 +33,7 @@ def test_it_is_the_per_token_gradient_at_every_unit(view, tokens, batch_size):
 
 
 def test_it_is_positive_and_the_generators(view, tokens):
-    first, again, other = (output_curvature(view, tokens, 2, seeded(seed)) for seed in (3, 3, 4))
+    first, again, other = (output_curvature(view, view.last_maps, tokens, 2, seeded(seed)) for seed in (3, 3, 4))
     assert all(c.mean > 0 and c.stderr > 0 for c in first)
     assert first == again
     assert first != other
@@ -42,7 +42,7 @@ def test_it_is_positive_and_the_generators(view, tokens):
 def test_the_model_is_left_as_it_was(view, tokens):
     before = {name: tensor.clone() for name, tensor in view.model.state_dict().items()}
     told = []
-    output_curvature(view, tokens, 3, seeded(), lambda done, total: told.append((done, total)))
+    output_curvature(view, view.last_maps, tokens, 3, seeded(), lambda done, total: told.append((done, total)))
     assert told == [(3, 4), (4, 4)]
     for name, tensor in view.model.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -51,7 +51,8 @@ def test_the_model_is_left_as_it_was(view, tokens):
 
 
 def test_one_window_has_no_standard_error(make_model, tokens):
-    found = output_curvature(ModelView(make_model("llama_gqa")), tokens[:1], 1, seeded())
+    view = ModelView(make_model("llama_gqa"))
+    found = output_curvature(view, view.last_maps, tokens[:1], 1, seeded())
     assert all(c.stderr == math.inf for c in found)
 
 
@@ -63,4 +64,4 @@ def test_a_gradient_that_is_not_finite_is_refused(make_model, tokens):
 
     view.unit_linears(5).last.register_forward_hook(break_gradient)
     with pytest.raises(NonFiniteLoss, match="gradient"):
-        output_curvature(view, tokens, 4, seeded())
+        output_curvature(view, view.last_maps, tokens, 4, seeded())

@@ -1,9 +1,9 @@
-"""How much an error in a unit's output matters: the Fisher curvature of the loss there."""
+"""How much an error in a linear map's output matters: the Fisher curvature of the loss there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from ffprune.models.view import ModelView
 
 @dataclass(frozen=True)
 class Curvature:
-    """trace(C) of one unit's output.
+    """trace(C) of one linear map's output.
 
     Attributes:
         mean: nats per squared unit of output, per token.
@@ -29,30 +29,32 @@ class Curvature:
 
 def output_curvature(
     view: ModelView,
+    maps: Sequence[nn.Module],
     windows: Tensor,
     batch_size: int,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Curvature]:
-    """E ||d(-log p(y)) / d(output)||^2 per unit, labels y drawn from the model itself.
+    """E ||d(-log p(y)) / d(output)||^2 per map, labels y drawn from the model itself.
 
     This is the trace of the Fisher matrix, which is the Gauss-Newton Hessian of the cross-entropy (K-FAC, Martens and
-    Grosse 2015): positive, and exact for the divergence from the dense model. One backward pass serves all units.
+    Grosse 2015): positive, and exact for the divergence from the dense model. One backward pass serves all maps.
 
     Args:
         view: the dense model; its parameters need no gradients.
+        maps: linear maps of the model: the last of every unit, or all prunable ones.
         windows: int64 ``[n, seqlen]``.
         batch_size: windows at a time.
         generator: of the labels.
         progress: told of windows done and in all.
 
     Returns:
-        One estimate per unit of ``view.units``.
+        One estimate per map.
 
     Raises:
         NonFiniteLoss: a gradient is not finite.
     """
-    sums = torch.zeros(len(view.units), len(windows), dtype=torch.float64)
+    sums = torch.zeros(len(maps), len(windows), dtype=torch.float64)
     rows = slice(0, 0)
 
     def keep(index: int, module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -62,7 +64,7 @@ def output_curvature(
         # OPT runs its FFN on [windows * seqlen, width].
         sums[index, rows] = gradient.double().square().view(rows.stop - rows.start, -1).sum(1).cpu()
 
-    hooks = [view.unit_linears(i).last.register_forward_hook(partial(keep, i)) for i in range(len(view.units))]
+    hooks = [module.register_forward_hook(partial(keep, i)) for i, module in enumerate(maps)]
     try:
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]
@@ -80,8 +82,8 @@ def output_curvature(
     sums /= windows.shape[1] - 1
     if not torch.isfinite(sums).all():
         raise NonFiniteLoss(
-            "the gradient of the loss is not finite in some unit",
-            "a finite loss is needed to compare units",
+            "the gradient of the loss is not finite at some linear map",
+            "a finite loss is needed to compare maps",
             "Change compute.dtype to float32 or bfloat16",
         )
     spread = sums.std(1) / math.sqrt(len(windows)) if len(windows) > 1 else torch.full((len(sums),), math.inf)

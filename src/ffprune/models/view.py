@@ -173,6 +173,11 @@ class ModelView:
         """Prunable weights when the view was made: the denominator of sparsity."""
         return sum(unit.params for unit in self.units)
 
+    @property
+    def last_maps(self) -> list[nn.Linear]:
+        """The linear map that ends every unit, in the order of ``units``."""
+        return [self.unit_linears(index).last for index in range(len(self.units))]
+
     def block_of(self, unit_index: int) -> Block:
         """The block that a unit belongs to."""
         return self._kinds[unit_index][0]
