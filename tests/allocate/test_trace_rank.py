@@ -57,3 +57,11 @@ def test_ranks_count_not_sizes() -> None:
 def test_a_single_unit_gets_what_is_left() -> None:
     units = (Unit("layers.0.ffn", "ffn", 0, 10, 3),)
     assert trace_rank(units, np.array([1.0]), 0.5, 0.2, WIDE, 1).kept == (5,)
+
+
+def test_layer_level_gives_a_layers_units_one_retention() -> None:
+    units = tuple(Unit(f"layers.{i}.{role}", "weight", i, 1000, 1) for i in range(4) for role in "qk")
+    # Sums per layer: 5, 2, 9, 3; the rank of the sum counts, not that of the unit.
+    sensitivity = np.array([1.0, 4, 1, 1, 9, 0, 3, 0])
+    found = trace_rank(units, sensitivity, 0.5, 0.3, WIDE, 1, by_layer=True)
+    np.testing.assert_allclose(found.retention, np.repeat(0.2 + np.array([2, 0, 3, 1]) * 0.2, 2), atol=1e-9)

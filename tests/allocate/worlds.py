@@ -25,6 +25,15 @@ def layers(count: int, heads: int = 3, head: int = 40, channels: int = 48, chann
     )
 
 
+def matrices(count: int, weights: int = 4000) -> tuple[Unit, ...]:
+    """The weight matrices of ``count`` equal layers; gate, up and down are three times as large."""
+    return tuple(
+        Unit(f"layers.{i}.{role}", "weight", i, weights * (3 if role in ("gate", "up", "down") else 1), 1)
+        for i in range(count)
+        for role in ("q", "k", "v", "o", "gate", "up", "down")
+    )
+
+
 @st.composite
 def models(draw: st.DrawFn, least_layers: int = 1, most_layers: int = 5) -> tuple[Unit, ...]:
     """Layers of uneven widths; a granule of attention is worth at least one channel."""

@@ -55,19 +55,23 @@ class Agent:
         env: the environment.
         preset: hyper-parameters.
         seed: of the networks and of the exploration.
-        start: float64 ``[N]`` scores that the untrained policy gives at the problem's final sparsity; None
-            starts from nothing (scores near 0).
+        start: float64 ``[N]`` scores (for an environment that asks unit by unit: one for all, ``[1]``) that the
+            untrained policy gives at the problem's final sparsity; None starts from nothing (scores near 0).
     """
 
     def __init__(self, env: PruningEnv, preset: Preset, seed: int, start: NDArray[np.float64] | None = None) -> None:
         self.preset, self.env = preset, env
+        self._steps = preset.episodes_per_update * env.steps
         self._ppo = PPO(
             "MlpPolicy",
             env,
             learning_rate=preset.learning_rate,
-            n_steps=preset.episodes_per_update,
-            batch_size=preset.episodes_per_update,
+            n_steps=self._steps,
+            batch_size=self._steps,
             n_epochs=preset.epochs,
+            # Every step of an episode is credited with its whole reward, as in AMC.
+            gamma=1.0,
+            gae_lambda=1.0,
             clip_range=preset.clip,
             seed=seed,
             device="cpu",
@@ -78,20 +82,23 @@ class Agent:
             },
         )
         if start is not None:
-            offset = start - self.scores(env.problem.sparsity)
+            offset = start - self.act(env.final)
             layer: Any = self._ppo.policy.action_net
             with torch.no_grad():
                 layer.bias += torch.as_tensor(offset, dtype=torch.float32)
 
     def update(self) -> None:
         """Run the episodes of one update, then learn from them."""
-        self._ppo.learn(self.preset.episodes_per_update, reset_num_timesteps=False)
+        self._ppo.learn(self._steps, reset_num_timesteps=False)
 
-    def scores(self, sparsity: float) -> NDArray[np.float64]:
-        """The mean action at a target sparsity, float64 ``[N]``."""
-        observation = np.array([sparsity], dtype=np.float32)
+    def act(self, observation: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The mean action at an observation of the environment."""
         action, _ = self._ppo.predict(observation, deterministic=True)
         return np.asarray(action, dtype=np.float64)
+
+    def scores(self, sparsity: float) -> NDArray[np.float64]:
+        """The mean action at a target sparsity, float64 ``[N]`` (single-step environment)."""
+        return self.act(np.array([sparsity], dtype=np.float32))
 
     def weights(self) -> dict[str, Tensor]:
         """Networks and optimiser: what a transfer carries over (FF 2.2, SS Table 6)."""

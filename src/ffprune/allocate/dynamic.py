@@ -22,17 +22,18 @@ def dynamic_programming(
     bounds: Bounds,
     step: int,
 ) -> Allocation:
-    """Minimise the sum of ``curves[i][kept_i]`` on the budget (a multiple-choice knapsack).
+    """Minimise the sum of the units' losses on the budget (a multiple-choice knapsack).
 
-    Budgets are counted in units of ``step`` FFN channels, in which attention granules are rounded;
-    :func:`to_allocation` then makes the result exact.
+    Budgets are counted in coins of ``step`` of the smallest granules, in which larger granules and levels are
+    rounded; :func:`to_allocation` then makes the result exact.
 
     Args:
         units: N prunable units.
-        curves: per unit, float64 ``[granules + 1]``: the loss when k granules are kept.
+        curves: per unit, float64 ``[m]``: the loss at m equally spaced retentions from 0 to 1; m = granules + 1 is
+            every number of granules, and a matrix of a million weights does with a few levels.
         sparsity: target, removed / prunable parameters.
         bounds: retention bounds.
-        step: FFN channels are removed in multiples of this; 1 is exact and slow.
+        step: FFN channels are removed in multiples of this; 1 is exact and slow. For matrices the coin alone.
 
     Raises:
         UnreachableSparsity: no allocation inside the bounds has this sparsity.
@@ -73,9 +74,11 @@ def _options(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Counts that a unit may keep, what removing the rest is worth in coins, and what it costs in loss."""
     stride = step if unit.kind == "ffn" else 1
-    kept = np.arange(unit.granules, 0, -stride)
-    kept = kept[(kept >= fewest) & (kept <= most)]
-    if len(kept) == 0:  # bounds narrower than a step
-        kept = np.array([most])
+    levels = np.arange(len(curve) - 1, 0, -stride)
+    kept = np.rint(levels / (len(curve) - 1) * unit.granules).astype(np.int64)
+    inside = np.flatnonzero((kept >= fewest) & (kept <= most))
+    if len(inside) == 0:  # bounds narrower than a step
+        inside = np.array([np.abs(kept - most).argmin()])
+    levels, kept = levels[inside], kept[inside].clip(fewest, most)
     weights = np.rint((unit.granules - kept) * unit.params_per_granule / coin).astype(np.int64)
-    return kept, weights, curve[kept]
+    return kept, weights, curve[levels]

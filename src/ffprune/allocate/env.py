@@ -16,7 +16,7 @@ from ffprune.core.outcome import Outcome
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 
-_SCORE_LIMIT = 10.0
+SCORE_LIMIT = 10.0
 """tanh is flat to the last float32 bit beyond this, so a wider action space would add nothing."""
 
 
@@ -52,7 +52,12 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         schedule: alpha(t) in episodes.
         episodes_per_update: episodes that share one task and one draw of samples.
         on_episode: told of every episode as it ends.
+
+    Attributes:
+        steps: steps of an episode.
     """
+
+    steps = 1
 
     def __init__(
         self,
@@ -66,7 +71,7 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._per_update, self._on_episode = episodes_per_update, on_episode
         self._lowest = reachable(problem.units, problem.bounds)[0]
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-_SCORE_LIMIT, _SCORE_LIMIT, (len(problem.units),), np.float32)
+        self.action_space = gymnasium.spaces.Box(-SCORE_LIMIT, SCORE_LIMIT, (len(problem.units),), np.float32)
 
     @property
     def _update(self) -> int:
@@ -83,6 +88,11 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """n_eval(t) of the current update (FF Eq. 5)."""
         return self.schedule.samples_at(self._update * self._per_update, self.problem.reward.most_samples)
 
+    @property
+    def final(self) -> NDArray[np.float32]:
+        """What the agent sees first when the target is the problem's own."""
+        return np.array([self.problem.sparsity], dtype=np.float32)
+
     def _observe(self) -> NDArray[np.float32]:
         return np.array([self.sparsity], dtype=np.float32)
 
@@ -95,11 +105,15 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Map the scores to a policy, prune, evaluate; the episode ends."""
-        sparsity, samples = self.sparsity, self.samples
         scores = np.asarray(action, dtype=np.float64)
-        allocation = self.problem.allocate(scores, sparsity)
+        reward = self._finish(scores, self.problem.allocate(scores, self.sparsity))
+        return self._observe(), reward, True, False, {}
+
+    def _finish(self, scores: NDArray[np.float64], allocation: Allocation) -> float:
+        """Evaluate the policy of an episode, which ends, and tell of it; the reward."""
+        sparsity, samples = self.sparsity, self.samples
         outcome = self.problem.reward(allocation, samples, self._update)
         episode = Episode(self.episode, sparsity, samples, scores, allocation, outcome)
         self.episode += 1
         self._on_episode(episode)
-        return self._observe(), outcome.reward, True, False, {}
+        return outcome.reward

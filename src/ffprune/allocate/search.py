@@ -116,18 +116,9 @@ def search(
         store.save(agent.state(), log, starts)
 
     found = [("agent", problem.allocate(agent.scores(problem.sparsity), problem.sparsity))]
-    for episode in _most_promising(log, finalists):
+    for episode in most_promising(log, finalists):
         found.append((f"episode {episode.number}", problem.allocate(episode.scores, problem.sparsity)))
-    known = {start.allocation.kept for start in starts}
-    fresh = [(name, allocation) for name, allocation in distinct(found) if allocation.kept not in known]
-    candidates = sorted([*starts, *rescore(problem, fresh)], key=lambda c: c.outcome.perplexity)
-    if not candidates[0].outcome.finite:
-        raise NonFiniteLoss(
-            f"A policy of sparsity {problem.sparsity} was asked for; none of {len(candidates)} candidates of "
-            f"{len(log)} trials has a finite loss",
-            "A policy is known by its perplexity, which must be a finite number",
-            "Change compute.dtype to float32 or bfloat16, raise search.damping, or lower the sparsity",
-        )
+    candidates = compare(problem, found, starts, len(log))
     return SearchResult(
         best=candidates[0],
         candidates=candidates,
@@ -146,7 +137,34 @@ def rescore(problem: Problem, policies: Sequence[tuple[str, Allocation]]) -> lis
     return sorted(scored, key=lambda c: c.outcome.perplexity)
 
 
-def _most_promising(log: Sequence[Episode], count: int) -> list[Episode]:
+def compare(
+    problem: Problem, found: Sequence[tuple[str, Allocation]], known: Sequence[Candidate], trials: int
+) -> list[Candidate]:
+    """Re-score what a search found, beside what was re-scored before; best first.
+
+    Args:
+        problem: whose reward scores.
+        found: name and policy.
+        known: candidates scored already.
+        trials: how many trials the search had.
+
+    Raises:
+        NonFiniteLoss: no candidate has a finite perplexity.
+    """
+    scored = {candidate.allocation.kept for candidate in known}
+    fresh = [(name, allocation) for name, allocation in distinct(found) if allocation.kept not in scored]
+    candidates = sorted([*known, *rescore(problem, fresh)], key=lambda c: c.outcome.perplexity)
+    if not candidates[0].outcome.finite:
+        raise NonFiniteLoss(
+            f"A policy of sparsity {problem.sparsity} was asked for; none of {len(candidates)} candidates of "
+            f"{trials} trials has a finite loss",
+            "A policy is known by its perplexity, which must be a finite number",
+            "Change compute.dtype to float32 or bfloat16, raise search.damping, or lower the sparsity",
+        )
+    return candidates
+
+
+def most_promising(log: Sequence[Episode], count: int) -> list[Episode]:
     """Trials that beat their own update's mean reward most.
 
     Updates differ in task and text, so rewards compare within an update only; the mean of the others takes

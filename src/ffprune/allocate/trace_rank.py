@@ -1,4 +1,4 @@
-"""Sparsity by rank of the Hessian trace (MS Alg. 1), on structured units."""
+"""Sparsity by rank of the Hessian trace (MS Alg. 1): of every unit, or of every layer."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def trace_rank(
     half_width: float,
     bounds: Bounds,
     step: int,
+    by_layer: bool = False,
 ) -> Allocation:
     """Retention grows linearly with the rank of a unit's sensitivity, from 1 - p - alpha to 1 - p + alpha.
 
@@ -32,8 +33,12 @@ def trace_rank(
         half_width: alpha.
         bounds: retention bounds.
         step: FFN channels go in multiples of this.
+        by_layer: layer-level allocation (MS section 2.3.2): the units of a layer share the rank of their sum.
     """
-    ranks = np.argsort(np.argsort(sensitivity, kind="stable"), kind="stable")
+    groups = np.array([unit.layer for unit in units]) if by_layer else np.arange(len(units))
+    names, member = np.unique(groups, return_inverse=True)
+    sums = np.bincount(member, weights=sensitivity).astype(np.float64)
+    ranks = np.argsort(np.argsort(sums, kind="stable"), kind="stable")
     low = 1 - sparsity - half_width
-    retentions = low + ranks * 2 * half_width / max(len(units) - 1, 1)
-    return to_allocation(retentions, sensitivity, units, sparsity, bounds, step)
+    retentions = low + ranks[member] * 2 * half_width / max(len(names) - 1, 1)
+    return to_allocation(retentions, sums[member], units, sparsity, bounds, step)

@@ -1,0 +1,337 @@
+"""Every allocator by name: where it comes from, what it needs, how it is asked.
+
+A row's function gets a :class:`Request` and answers with a :class:`Decision`; what it needs to know of the model
+arrives as arrays (:class:`Evidence`) and as a reward, both made by the caller for the rows that ask for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffprune.allocate.agent import PRESETS
+from ffprune.allocate.besa import besa
+from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.allocate.env import Episode
+from ffprune.allocate.evolution import Evolution, eas
+from ffprune.allocate.evopress import EvoPress, evopress
+from ffprune.allocate.flap import global_threshold
+from ffprune.allocate.multi_step import amc
+from ffprune.allocate.owl import owl
+from ffprune.allocate.problem import Problem
+from ffprune.allocate.search import Candidate, Store, search
+from ffprune.allocate.trace_rank import trace_rank
+from ffprune.allocate.trials import Evolved, Trial
+from ffprune.allocate.uniform import handmade, uniform
+from ffprune.core.errors import UnreachableSparsity
+from ffprune.core.schedule import Schedule
+from ffprune.core.units import Allocation
+
+Need = Literal["reward", "curves", "sensitivity", "outliers", "granule_scores", "block_rates"]
+Granularity = Literal["structured", "unstructured"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of the dense model, in the order of the units; None where no row asked.
+
+    Attributes:
+        curves: per unit, float64 ``[m]``: predicted loss at equally spaced retentions.
+        sensitivity: float64 ``[N]``, Hessian trace over weights (MS Eq. 6).
+        outliers: float64 ``[N]``, share of outliers in a unit's layer (OWL).
+        granule_scores: per unit, scores of its granules' columns (FLAP).
+        block_rates: unit -> learnt pruning rate (BESA).
+    """
+
+    curves: Sequence[Floats] | None = None
+    sensitivity: Floats | None = None
+    outliers: Floats | None = None
+    granule_scores: Sequence[Floats] | None = None
+    block_rates: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One trial of a search, as it is shown.
+
+    Attributes:
+        reward: what the allocator was told.
+        perplexity: of the pruned model; inf when it is not finite.
+        sparsity: of the policy.
+        retention: of every unit.
+    """
+
+    reward: float
+    perplexity: float
+    sparsity: float
+    retention: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an allocator is asked.
+
+    Attributes:
+        problem: units, target, bounds, mapping, step and reward.
+        evidence: what the row needs.
+        half_width: lambda of OWL or alpha of MS Alg. 1.
+        trials: evaluations that a search may spend; 0 for others.
+        first: sparsity and trials of the search that comes before a policy transfer; None: no transfer.
+        schedule: of the curriculum, in episodes of a search of 3000.
+        finalists: trials of a search that are compared at the end.
+        seed: of everything random.
+        store: where the search at a sparsity keeps its state.
+        on_trial: told of every trial.
+    """
+
+    problem: Problem
+    evidence: Evidence
+    half_width: float
+    trials: int
+    first: tuple[float, int] | None
+    schedule: Schedule
+    finalists: int
+    seed: int
+    store: Callable[[float], Store]
+    on_trial: Callable[[Looked], None]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an allocator answers.
+
+    Attributes:
+        allocation: the policy.
+        facts: what it is worth to know of how it was found.
+    """
+
+    allocation: Allocation
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """One row.
+
+    Attributes:
+        decide: the function.
+        paper: authors and year; ``ffprune`` for our own.
+        section: where it is defined.
+        granularities: kinds of units that it can allocate.
+        needs: what the caller must measure beforehand.
+        mapping: row of :data:`ffprune.core.policy.MAPPINGS`, for agents.
+        reward: row of :data:`ffprune.evaluate.reward.REWARDS`, for searches.
+        transfers: whether a trained agent can go on at another sparsity.
+    """
+
+    decide: Callable[[Request], Decision]
+    paper: str
+    section: str
+    granularities: tuple[Granularity, ...] = ("structured", "unstructured")
+    needs: tuple[Need, ...] = ()
+    mapping: str = "water_fill"
+    reward: str = "perplexity_ratio"
+    transfers: bool = False
+
+    @property
+    def searches(self) -> bool:
+        """Whether it spends trials."""
+        return "reward" in self.needs
+
+
+def _uniform(request: Request) -> Decision:
+    problem = request.problem
+    return Decision(uniform(problem.units, problem.sparsity, problem.bounds))
+
+
+def _handmade(request: Request) -> Decision:
+    problem = request.problem
+    return Decision(handmade(problem.units, problem.sparsity, problem.bounds))
+
+
+def _owl(request: Request) -> Decision:
+    problem, outliers = request.problem, request.evidence.outliers
+    assert outliers is not None
+    return Decision(owl(problem.units, outliers, problem.sparsity, request.half_width, problem.bounds))
+
+
+def _flap(request: Request) -> Decision:
+    problem, scores = request.problem, request.evidence.granule_scores
+    assert scores is not None
+    return Decision(global_threshold(problem.units, scores, problem.sparsity, problem.bounds))
+
+
+def _trace_rank(by_layer: bool) -> Callable[[Request], Decision]:
+    def decide(request: Request) -> Decision:
+        problem, known = request.problem, request.evidence.sensitivity
+        assert known is not None
+        width = request.half_width
+        return Decision(
+            trace_rank(problem.units, known, problem.sparsity, width, problem.bounds, problem.step, by_layer)
+        )
+
+    return decide
+
+
+def _dynamic(request: Request) -> Decision:
+    problem, curves = request.problem, request.evidence.curves
+    assert curves is not None
+    step = problem.step
+    if problem.units[0].kind == "weight":
+        # As fine as the curves need, and few enough coins for a table of sums.
+        step = max(1, sum(unit.params for unit in problem.units) // 5000)
+    return Decision(dynamic_programming(problem.units, curves, problem.sparsity, problem.bounds, step))
+
+
+def _besa(request: Request) -> Decision:
+    problem, rates = request.problem, request.evidence.block_rates
+    assert rates is not None
+    return Decision(besa(problem.units, rates, problem.sparsity, problem.bounds))
+
+
+def _agent(preset: str, starts: bool) -> Callable[[Request], Decision]:
+    def decide(request: Request) -> Decision:
+        trained = None
+        facts: dict[str, object] = {}
+        # A transfer trains at the first sparsity before, and continues with that agent (FF 2.2).
+        stages = [request.first] if request.first else []
+        for sparsity, trials in [*stages, (request.problem.sparsity, request.trials)]:
+            problem = replace(request.problem, sparsity=sparsity)
+            if starts:
+                problem = replace(problem, starts=_starts(replace(request, problem=problem)))
+            # A trained agent needs no curriculum.
+            shape = request.schedule if trained is None else replace(request.schedule, alpha_start=1.0)
+            schedule = Schedule.scaled(shape.alpha_start, shape.k, shape.t0, episodes=trials)
+            found = search(
+                problem,
+                PRESETS[preset],
+                schedule,
+                trials,
+                request.finalists,
+                request.seed,
+                request.store(sparsity),
+                lambda episode: request.on_trial(_looked(episode)),
+                trained,
+            )
+            trained = found.agent
+            facts[f"candidates at {sparsity:g}"] = _ratios(found.candidates)
+        return Decision(found.best.allocation, facts)
+
+    return decide
+
+
+def _starts(request: Request) -> dict[str, Allocation]:
+    """Policies known before a search; those that the bounds do not allow are left out."""
+    rows = {"dynamic programming": _dynamic, "uniform": _uniform}
+    if request.problem.units[0].kind != "weight":
+        rows["handmade"] = _handmade
+    starts = {}
+    for name, decide in rows.items():
+        try:
+            starts[name] = decide(request).allocation
+        except UnreachableSparsity:
+            continue
+    return starts
+
+
+def _amc(request: Request) -> Decision:
+    found = amc(
+        request.problem,
+        PRESETS["sparsitysolver"],
+        request.trials,
+        request.finalists,
+        request.seed,
+        lambda episode: request.on_trial(_looked(episode)),
+    )
+    return Decision(found.best.allocation, {"candidates": _ratios(found.candidates)})
+
+
+def _eas(request: Request) -> Decision:
+    # The published 50 policies a generation, or at least four generations of what is asked.
+    size = max(2, min(50, request.trials // 4))
+    settings = Evolution(size, max(1, size // 5), size // 2, size - size // 2)
+    problem = replace(request.problem, starts={"uniform": _uniform(request).allocation})
+    return _evolved(
+        eas(problem, settings, request.trials, request.seed, lambda trial: request.on_trial(_looked(trial)))
+    )
+
+
+def _evopress(request: Request) -> Decision:
+    offspring = max(2, min(64, request.trials // 8))
+    settings = EvoPress(offspring, (max(2, offspring // 4), 1), (1 / 2, 1.0))
+    problem = replace(request.problem, starts={"uniform": _uniform(request).allocation})
+    return _evolved(
+        evopress(problem, settings, request.trials, request.seed, lambda trial: request.on_trial(_looked(trial)))
+    )
+
+
+def _evolved(found: Evolved) -> Decision:
+    facts: dict[str, object] = {"candidates": _ratios(found.candidates), "samples": found.samples}
+    return Decision(found.best.allocation, facts)
+
+
+def _looked(trial: Episode | Trial) -> Looked:
+    outcome = trial.outcome
+    return Looked(outcome.reward, outcome.perplexity, trial.allocation.sparsity, trial.allocation.retention)
+
+
+def _ratios(candidates: Sequence[Candidate]) -> dict[str, float | None]:
+    """Perplexity over the dense model's, by the candidate's name; None when it is not finite."""
+    return {c.name: c.outcome.perplexity / c.outcome.dense_perplexity if c.outcome.finite else None for c in candidates}
+
+
+_STRUCTURED: tuple[Granularity, ...] = ("structured",)
+_UNSTRUCTURED: tuple[Granularity, ...] = ("unstructured",)
+
+ALLOCATORS: dict[str, Allocator] = {
+    "uniform": Allocator(_uniform, "-", "the same share everywhere"),
+    "handmade": Allocator(_handmade, "ffprune", "inner FFNs only, equal shares", _STRUCTURED),
+    "owl": Allocator(_owl, "Yin et al. 2023", "OWL, section 3.2", _UNSTRUCTURED, ("outliers",)),
+    "flap": Allocator(_flap, "An et al. 2024", "FLAP, adaptive structure search", _STRUCTURED, ("granule_scores",)),
+    "trace_rank": Allocator(
+        _trace_rank(False), "Shao et al. 2023", "MS Alg. 1, weight level", ("unstructured",), ("sensitivity",)
+    ),
+    "trace_rank_layer": Allocator(
+        _trace_rank(True), "Shao et al. 2023", "MS Alg. 1, layer level", ("unstructured",), ("sensitivity",)
+    ),
+    "besa": Allocator(_besa, "Xu et al. 2024", "BESA, section 3.2", _UNSTRUCTURED, ("block_rates",)),
+    "dynamic_programming": Allocator(_dynamic, "ffprune", "knapsack over predicted loss curves", needs=("curves",)),
+    "fastforward": Allocator(
+        _agent("fastforward", starts=False),
+        "FastForward Pruning",
+        "FF Alg. 1, Eq. 1-5",
+        needs=("reward",),
+        mapping="greedy_fill",
+        transfers=True,
+    ),
+    "sparsitysolver": Allocator(
+        _agent("sparsitysolver", starts=False),
+        "SparsitySolver",
+        "SS Alg. 1, section 3.1",
+        needs=("reward",),
+        mapping="sequential_cap",
+        reward="inverse_perplexity",
+        transfers=True,
+    ),
+    "warm": Allocator(
+        _agent("warm", starts=True),
+        "ffprune",
+        "PPO from dynamic programming",
+        needs=("reward", "curves"),
+        transfers=True,
+    ),
+    "amc": Allocator(
+        _amc,
+        "He et al. 2018",
+        "AMC, reward at the end (SS Fig. 6)",
+        needs=("reward",),
+        reward="inverse_perplexity",
+    ),
+    "eas": Allocator(_eas, "Shen et al. 2024", "the papers' EAS", needs=("reward",)),
+    "evopress": Allocator(_evopress, "Sieberling et al. 2024", "EvoPress, Alg. 1", needs=("reward",)),
+}
