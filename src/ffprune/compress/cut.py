@@ -1,0 +1,139 @@
+"""The final structured pass: block after block, every unit is ranked, cut and repaired on what reaches it now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ffprune.core.bias import affine_repair, mean_replacement
+from ffprune.core.fluctuation import granule_scores, wifv
+from ffprune.core.gram import Gram
+from ffprune.core.importance import CRITERIA, rank
+from ffprune.core.ridge import repair as ridge_repair
+from ffprune.core.tables import look_up
+from ffprune.core.units import Allocation
+from ffprune.models.blocks import BlockWalk
+from ffprune.models.layer_config import write_layer_config
+from ffprune.models.surgery import read_unit, set_unit
+from ffprune.models.view import ModelView, UnitLinears, granule_indices
+
+FLUCTUATION = "flap"
+"""FLAP's criterion: it reads the mean of the input too, which a Gram holds and X^T X alone does not."""
+
+Mend = Callable[[Tensor, Gram, Tensor, float], tuple[Tensor, Tensor | None]]
+"""(dense map [d_out, n], Gram of its input, columns kept, damping) -> (map [d_out, k], bias [d_out] or None)."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One way to make up for the granules that went.
+
+    Attributes:
+        mend: the function.
+        paper: authors and year, or the paper's own name.
+        section: where it is defined.
+    """
+
+    mend: Mend
+    paper: str
+    section: str
+
+
+def _none(weight: Tensor, gram: Gram, kept: Tensor, damping: float) -> tuple[Tensor, None]:
+    del gram, damping
+    return weight[:, kept], None
+
+
+def _ridge(weight: Tensor, gram: Gram, kept: Tensor, damping: float) -> tuple[Tensor, None]:
+    assert gram.xx is not None
+    return ridge_repair(weight, gram.xx, kept, damping), None
+
+
+def _bias(weight: Tensor, gram: Gram, kept: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    del damping
+    return weight[:, kept], mean_replacement(weight, gram.mean, kept)
+
+
+REPAIRS: dict[str, Repair] = {
+    "none": Repair(_none, "-", "the cut stays as it is"),
+    "ridge": Repair(_ridge, "FF, SS", "FF Eq. 6-7, SS Eq. 3-10"),
+    "bias": Repair(_bias, "An et al. 2024", "FLAP: pruned channels are replaced by their mean"),
+    "mean+ridge": Repair(affine_repair, "ffprune", "ridge on departures from the mean, and a bias"),
+}
+
+
+def order_of(criterion: str, parts: UnitLinears, gram: Gram, damping: float) -> Tensor:
+    """A unit's granules from the most to the least important, int64 ``[granules]``.
+
+    Raises:
+        ParameterError: the criterion is unknown.
+    """
+    weight, width = parts.last.weight.detach(), parts.width[parts.last_role]
+    if criterion == FLUCTUATION:
+        return torch.argsort(granule_scores(wifv(weight, gram), width), descending=True, stable=True)
+    assert gram.xx is not None
+    return rank(criterion, weight, gram.xx, width, damping).order
+
+
+def cut(
+    view: ModelView,
+    allocation: Allocation,
+    windows: Tensor,
+    batch_size: int,
+    criterion: str,
+    repair: str,
+    damping: float,
+    dense_inputs: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Make a model physically smaller, in place.
+
+    A block's attention is ranked, cut and repaired on the inputs that reach it behind pruned blocks, then its FFN on
+    those that the cut attention leaves it; with ``dense_inputs`` all statistics are the dense model's.
+
+    Args:
+        view: the dense model's view; float32 is meant.
+        allocation: granules kept per unit of ``view.units``.
+        windows: int64 ``[n, seqlen]``, calibration text.
+        batch_size: windows a forward pass.
+        criterion: row of :data:`ffprune.core.importance.CRITERIA`, or ``flap``.
+        repair: row of :data:`REPAIRS`.
+        damping: of every Gram, relative to its mean diagonal.
+        dense_inputs: calibrate on the dense model.
+        progress: told of layers done and in all.
+
+    Raises:
+        ParameterError: unknown criterion or repair.
+        NonFiniteLoss: statistics are not finite.
+    """
+    if criterion != FLUCTUATION:
+        look_up(CRITERIA, criterion, "criterion")
+    mend = look_up(REPAIRS, repair, "repair").mend
+    walk = BlockWalk(view, windows, batch_size)
+    for block in view.blocks:
+        grams, outputs = walk.observe(("o", "down"))
+        for index in (2 * block.index, 2 * block.index + 1):
+            parts, keep = view.unit_linears(index), allocation.kept[index]
+            if keep == parts.granules:
+                continue
+            if parts.last_role == "down" and not dense_inputs:
+                grams, _ = walk.observe(("down",))
+            gram = grams[parts.last_role]
+            kept = torch.sort(order_of(criterion, parts, gram, damping)[:keep]).values
+            columns = granule_indices(kept, parts.width[parts.last_role])
+            weight, bias = mend(parts.last.weight.detach(), gram, columns, damping)
+            set_unit(view, index, read_unit(view, index).select(kept).replace_last(weight))
+            if bias is not None:
+                _add_bias(parts.last, bias)
+        walk.advance(outputs if dense_inputs else None)
+        if progress is not None:
+            progress(block.index + 1, len(view.blocks))
+    write_layer_config(view.model.config, view)
+
+
+def _add_bias(linear: nn.Linear, bias: Tensor) -> None:
+    present = bias if linear.bias is None else linear.bias.detach() + bias
+    linear.bias = nn.Parameter(present.to(linear.weight.dtype), requires_grad=False)
