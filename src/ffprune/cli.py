@@ -10,7 +10,7 @@ import typer
 
 from ffprune.core.errors import FfpruneError
 from ffprune.stages.environment import quieten
-from ffprune.stages.record import STAGES, Stage
+from ffprune.stages.record import METHOD, STAGES, Stage
 
 # Everything heavy is imported inside the commands: `ffprune --help` answers at once.
 app = typer.Typer(
@@ -43,6 +43,37 @@ def table() -> None:
     from ffprune.stages.table import print_table
 
     print_table()
+
+
+Model = Annotated[str | None, typer.Option("--model", help="A profile; the one in params.yaml if none is named.")]
+Full = Annotated[bool, typer.Option("--full", help="The paper's size; the short one fits 20 minutes on two cores.")]
+Show = Annotated[bool, typer.Option("--show", help="Run nothing; show what has been measured.")]
+
+
+@app.command()
+def reproduce(exhibit: str, model: Model = None, full: Full = False, show: Show = False) -> None:
+    """Make a paper's table or figure again: ff-table-2, ss-fig-6, ms-table-4 ..."""
+    from ffprune.stages.study import reproduce_exhibit
+
+    if not reproduce_exhibit(exhibit, model, full, run=not show):
+        sys.exit(1)
+
+
+@app.command()
+def compare(model: Model = None, full: Full = False, show: Show = False) -> None:
+    """Set all methods side by side at equal removed parameters."""
+    from ffprune.stages.study import compare
+
+    if not compare(model, full, run=not show):
+        sys.exit(1)
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """List allocators, criteria and compressors: paper, section, granularities, needs."""
+    from ffprune.stages.recipes import print_catalogue
+
+    print_catalogue(as_json)
 
 
 @profile.command("list")
@@ -87,6 +118,12 @@ def _stage_command(stage: Stage) -> Callable[[], None]:
 
 for _stage in STAGES:
     app.command(_stage.name, help=_stage.help, rich_help_panel="Stages")(_stage_command(_stage))
+
+
+@app.command(METHOD.name, help=METHOD.help, rich_help_panel="Stages")
+def method(name: Annotated[str, typer.Argument(help="An entry of the section `methods`.")]) -> None:
+    """Run the stage of one entry."""
+    _stage_command(METHOD.of(name))()
 
 
 def main() -> None:

@@ -1,3 +1,3 @@
-from tests.databases import empty_database, with_database
+from tests.databases import empty_database, prefect_home, with_database
 
-__all__ = ["empty_database", "with_database"]
+__all__ = ["empty_database", "prefect_home", "with_database"]

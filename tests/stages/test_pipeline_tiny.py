@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -25,11 +24,9 @@ from ffprune.core.importance import CRITERIA
 from ffprune.core.policy import MAPPINGS
 from ffprune.core.units import Allocation
 from ffprune.evaluate.reward import REWARDS
-from ffprune.models.checkpoint import save_model
 from ffprune.stages import search as search_stage
 from ffprune.stages import sensitivity as sensitivity_stage
 from ffprune.stages.context import Nowhere, StageContext
-from ffprune.stages.params import read_yaml
 from ffprune.stages.record import (
     EVALUATION,
     FIGURES,
@@ -46,39 +43,15 @@ from ffprune.stages.record import (
 )
 from ffprune.stages.run import call, run_stage
 from ffprune.stages.sections import Params
-from tests.tiny import character_tokenizer, llama, opt, spread
-from tests.toy import REPO
+from tests.stages.tiny_project import METHODS, MODELS, params, write_sources
 
 # Half a minute of models that are made, cut, saved and reloaded: too long for `make check`.
 pytestmark = pytest.mark.slow
 
-MODELS = {"llama": llama, "opt": opt}
-METHODS = ("uniform", "uniform+ridge", "handmade+ridge", "searched", "searched+ridge")
 ROW = {
     *("method", "granularity", "sparsity_target", "sparsity", "perplexity", "dense_perplexity", "params", "bytes"),
     *("prefill_tokens_per_s", "decode_tokens_per_s", "seconds", "path"),
 }
-SMALL: dict[str, Any] = {
-    "compute": {"dtype": "float32", "threads": 1, "matmul_precision": "highest"},
-    "model": {"source": {"kind": "local", "path": "source/model"}, "storage_dtype": "float32"},
-    "data": {"source": {"kind": "local", "path": "source/text.txt"}, "format": "plain"},
-    "calibrate": {"windows": 8, "seqlen": 24, "batch_size": 4},
-    "sensitivity": {
-        "fisher": {"windows": 4, "seqlen": 16, "batch_size": 2},
-        "hutchinson": {"probes": 2, "windows": 2, "seqlen": 8, "batch_size": 2, "product": "exact"},
-    },
-    "search": {"episodes": 16, "step": 4, "seqlen": 16, "samples": 2, "final_samples": 3, "finalists": 1},
-    "transfer": {"episodes": 16},
-    "evaluate": {
-        "windows": 4,
-        "seqlen": 24,
-        "methods": list(METHODS),
-        "speed": {"prefill_tokens": 8, "decode_tokens": 2, "repeats": 1},
-        "zero_shot": {"tasks": []},
-    },
-    "report": {"dpi": 50},
-}
-
 RELOAD = """
 import json, math, sys, torch, ffprune
 from pathlib import Path
@@ -98,36 +71,10 @@ print(json.dumps(found))
 """
 
 
-def merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes laid over values; a source is replaced whole."""
-    result = dict(values)
-    for key, change in changes.items():
-        inner = isinstance(change, Mapping) and key != "source"
-        result[key] = merged(result[key], change) if inner else change
-    return result
-
-
-@functools.cache
-def defaults() -> dict[str, Any]:
-    return merged(read_yaml(REPO / "params.yaml"), SMALL)
-
-
-def params(**changes: Any) -> Params:
-    return Params.model_validate(merged(defaults(), changes))
-
-
 def run(name: str, values: Params | None = None, sink: Nowhere | None = None) -> None:
     """The third door: a stage's function, tracked nowhere."""
     stage = stage_named(name)
     call(stage, StageContext(stage, values or params(), sink or Nowhere()))
-
-
-def write_text(path: Path, articles: int = 24) -> None:
-    """Articles of words that repeat, so that inputs are correlated."""
-    draw = np.random.default_rng(0)
-    words = ["".join(draw.choice(list("abcdefgh"), size=n)) for n in draw.integers(2, 7, size=30)]
-    parts = [f" = Title {i} = \n\n{' '.join(draw.choice(words, size=30))} .\n\n" for i in range(articles)]
-    path.write_text("".join(parts))
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +84,7 @@ def chains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     roots = {}
     for name, build in MODELS.items():
         root = roots[name] = tmp_path_factory.mktemp(name)
-        (root / "source").mkdir()
-        save_model(spread(build()), character_tokenizer(), root / "source" / "model")
-        write_text(root / "source" / "text.txt")
+        write_sources(root, build())
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(root)
             for stage in STAGES:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ffprune.stages.params import read_yaml
-from ffprune.stages.record import FIGURES, STAGES, Stage, covers
+from ffprune.stages.record import FIGURES, METHOD, STAGES, Stage, covers
 from tests.stages.import_closure import closure
 from tests.toy import REPO
 
@@ -19,20 +19,30 @@ def names(entries: list[Any]) -> set[str]:
     return {next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries}
 
 
-each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def entry_of(stage: Stage) -> dict[str, Any]:
+    entry: dict[str, Any] = PIPELINE[stage.name]
+    if stage.each:
+        assert entry["foreach"] == f"${{{stage.each}}}"
+        return dict(entry["do"])
+    return entry
+
+
+each_stage = pytest.mark.parametrize("stage", (*STAGES, METHOD), ids=lambda stage: stage.name)
 
 
 def test_the_stages_are_the_same_in_the_same_order() -> None:
-    assert list(PIPELINE) == [stage.name for stage in STAGES]
+    assert list(PIPELINE) == [stage.name for stage in (*STAGES, METHOD)]
 
 
 @each_stage
 def test_dvc_and_the_record_agree(stage: Stage) -> None:
-    entry = PIPELINE[stage.name]
-    assert entry["cmd"] == f"${{ffprune}} {stage.name}"
+    entry = entry_of(stage)
+    stage = stage.of("${key}") if stage.each else stage
+    assert entry["cmd"] == f"${{ffprune}} {stage.name.replace('@', ' ')}"
     assert names(entry["params"]) == set(stage.params)
     data = {dep for dep in names(entry.get("deps", [])) if not dep.startswith("src/")}
-    assert data == set(stage.deps)
+    # A parameter of several texts stands for all of them; the project's own params.yaml names one.
+    assert {"${study.texts}" if dep.startswith("${study.texts.") else dep for dep in data} == set(stage.deps)
     assert names(entry.get("outs", [])) == {*stage.outs, stage.run_record}
     assert names(entry.get("metrics", [])) == set(stage.metrics)
     assert names(entry.get("plots", [])) == set(stage.plots)
@@ -40,7 +50,7 @@ def test_dvc_and_the_record_agree(stage: Stage) -> None:
 
 @each_stage
 def test_every_module_behind_a_stage_is_a_dependency(stage: Stage) -> None:
-    code = [dep.removeprefix("src/") for dep in PIPELINE[stage.name]["deps"] if dep.startswith("src/")]
+    code = [dep.removeprefix("src/") for dep in entry_of(stage)["deps"] if dep.startswith("src/")]
     module = stage.function.partition(":")[0]
     # What a stage draws goes to MLflow; only for report is it an output.
     behind = closure(module, frozenset() if FIGURES in stage.outs else frozenset({"ffprune/stages/figures.py"}))

@@ -76,7 +76,7 @@ class StageContext:
         scoped = Scoped(params, stage.params, f"the stage '{stage.name}'")
         self.params = cast(Params, scoped)
         self.param_values = scoped.values()
-        self.deps = tuple(resolve(dep, self.param_values) for dep in stage.deps)
+        self.deps = tuple(path for dep in stage.deps for path in resolve(dep, self.param_values))
         self._sink: Sink = sink if sink is not None else Nowhere()
         self._checkpoints: Path | None = None
 
@@ -133,11 +133,11 @@ class StageContext:
         return self._checkpoints
 
 
-def resolve(template: str, values: Mapping[str, Any]) -> str:
-    """A path with ``${section.key}`` replaced by the parameter, as DVC does it."""
+def resolve(template: str, values: Mapping[str, Any]) -> list[str]:
+    """A path with ``${section.key}`` replaced by the parameter, as DVC does it; one of several paths gives them all."""
     if not (template.startswith("${") and template.endswith("}")):
-        return template
+        return [template]
     found: Any = values
     for part in template[2:-1].split("."):
         found = found[part]
-    return str(found)
+    return [str(path) for path in found.values()] if isinstance(found, Mapping) else [str(found)]

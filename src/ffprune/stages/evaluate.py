@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ffprune.evaluate.footprint import footprint
-from ffprune.evaluate.harness import build_cloze_task, evaluate_tasks
 from ffprune.evaluate.perplexity import perplexity
 from ffprune.evaluate.speed import measure
-from ffprune.models.checkpoint import load_tokenizer
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import load, sample_windows
 from ffprune.stages.record import DENSE, EVALUATION, PRUNED, REPAIRED
+from ffprune.stages.zero_shot import ask
 
 
 @dataclass(frozen=True)
@@ -117,31 +114,10 @@ def _measure(ctx: StageContext, entry: Entry, windows: Tensor) -> dict[str, Any]
         "path": str(entry.folder),
     }
     if params.zero_shot.tasks and entry.method in ("dense", *params.zero_shot.methods):
-        row["zero_shot"] = _zero_shot(ctx, model)
+        text = ctx.path(ctx.params.evaluate.text)
+        row["zero_shot"] = ask(model, ctx.path(DENSE), text, params.zero_shot, ctx.params.seed)
     row["seconds"] = round(time.monotonic() - started, 2)
     return row
-
-
-def _zero_shot(ctx: StageContext, model: PreTrainedModel) -> dict[str, dict[str, float]]:
-    """lm-eval tasks by name or file; ``wiki_continuation`` is made from the test text."""
-    params = ctx.params.evaluate.zero_shot
-    with tempfile.TemporaryDirectory(prefix="ffprune-task-") as folder:
-        text = ctx.path(ctx.params.evaluate.text).read_text(encoding="utf-8")
-        tasks = [
-            str(build_cloze_task(text, Path(folder), params.items, ctx.params.seed))
-            if task == "wiki_continuation"
-            else task
-            for task in params.tasks
-        ]
-        return evaluate_tasks(
-            model,
-            load_tokenizer(ctx.path(DENSE)),
-            tasks,
-            Path(params.include_path) if params.include_path else None,
-            params.limit,
-            params.batch_size,
-            ctx.params.seed,
-        )
 
 
 def _speeds(ctx: StageContext, entries: list[Entry]) -> dict[tuple[float, str], dict[str, Any]]:

@@ -21,9 +21,10 @@ def summarise_execution(store: Store, parent_id: str, outcomes: Mapping[str, Out
     rows = [stage_row(name, outcome) for name, outcome in outcomes.items()]
     store.client.log_dict(parent_id, {"stages": rows}, "stages.json")
     for row in rows:
-        store.client.set_tag(parent_id, f"stage.{row['stage']}", row["outcome"])
+        tag = f"stage.{row['stage']}".replace("@", "/")  # MLflow allows no '@'
+        store.client.set_tag(parent_id, tag, row["outcome"])
         if row["run_id"]:
-            store.client.set_tag(parent_id, f"stage.{row['stage']}.run_id", row["run_id"])
+            store.client.set_tag(parent_id, f"{tag}.run_id", row["run_id"])
     return rows
 
 

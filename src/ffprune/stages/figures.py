@@ -28,6 +28,21 @@ def _axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
     return figure, list(grid.flat)
 
 
+def matrix_policy(allocation: Allocation) -> Figure:
+    """Retention of every weight matrix: a column a layer, a row a role."""
+    roles = list(dict.fromkeys(unit.name.rpartition(".")[2] for unit in allocation.units))
+    layers = 1 + max(unit.layer for unit in allocation.units)
+    grid = np.full((len(roles), layers), np.nan)
+    for unit, share in zip(allocation.units, allocation.retention, strict=True):
+        grid[roles.index(unit.name.rpartition(".")[2]), unit.layer] = share
+    figure, (ax,) = _axes(1, 1, 9, 3.2)
+    ax.grid(visible=False)
+    image = ax.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    ax.set(yticks=range(len(roles)), yticklabels=roles, xlabel="layer")
+    figure.colorbar(image, ax=ax, label="retention")
+    return figure
+
+
 def policy(policies: Mapping[str, Allocation]) -> Figure:
     """Retention per layer, attention above FFN, a colour a policy."""
     figure, axes = _axes(2, 1, 9, 5.2)

@@ -16,6 +16,7 @@ from ffprune.core.errors import MissingInput
 from ffprune.stages.environment import prepare_prefect
 from ffprune.stages.execution import Outcome, summarise_execution
 from ffprune.stages.graph import Plan, read_plan
+from ffprune.stages.lineage import repository
 from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.tracking import open_store, start_parent
 
@@ -24,19 +25,19 @@ FLOW = Path("flows") / "pipeline.py"
 
 def launch(targets: Sequence[str], force: bool, workers: int) -> None:
     """Check the parameters, then run what is stale."""
-    root = Path.cwd()
-    if not (root / FLOW).is_file():
+    root, project = Path.cwd(), repository(Path.cwd())
+    if not (project / FLOW).is_file() or not (root / "dvc.yaml").is_file():
         raise MissingInput(
             f"the pipeline was to run in {root}",
-            f"it runs in the project's folder, the one with dvc.yaml and {FLOW}",
+            f"it runs in the project's folder, the one with dvc.yaml and {FLOW}, or in a study inside it",
             "change to that folder",
         )
     load_params(PARAMS_FILE)
-    if prepare_prefect(root) or force:
-        _hand_over(targets, force, workers)
+    if prepare_prefect(project) or force:
+        _hand_over(project, targets, force, workers)
     plan = read_plan(root, targets)
     if plan.stale:
-        _hand_over(targets, force, workers)
+        _hand_over(project, targets, force, workers)
     record_unchanged(plan)
 
 
@@ -51,8 +52,8 @@ def record_unchanged(plan: Plan) -> None:
     store.client.set_terminated(parent, "FINISHED")
 
 
-def _hand_over(targets: Sequence[str], force: bool, workers: int) -> NoReturn:
-    words = [sys.executable, str(FLOW), "--workers", str(workers), *(["--force"] if force else []), *targets]
+def _hand_over(project: Path, targets: Sequence[str], force: bool, workers: int) -> NoReturn:
+    words = [sys.executable, str(project / FLOW), "--workers", str(workers), *(["--force"] if force else []), *targets]
     # Replacing this process keeps signals and exit status simple: there is no one in between.
     sys.stdout.flush()
     os.execv(sys.executable, words)

@@ -28,6 +28,11 @@ LIBRARIES = (
 _HASHED_UP_TO = 64 * 1024**2
 
 
+def repository(folder: Path) -> Path:
+    """The nearest folder from this one upwards that DVC has initialised (studies lie inside a project), or itself."""
+    return next((place for place in (folder, *folder.absolute().parents) if (place / ".dvc").is_dir()), folder)
+
+
 def git_state(folder: Path) -> dict[str, str]:
     """Commit and whether tracked files differ from it; empty outside git."""
     commit = _git(folder, "rev-parse", "HEAD")

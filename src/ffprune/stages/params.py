@@ -28,7 +28,10 @@ class Scoped(Generic[P]):
     """A view of validated parameters that shows the declared sections only."""
 
     def __init__(self, params: P, sections: Iterable[str], reader: str) -> None:
-        self._params, self._sections, self._reader = params, frozenset(sections), reader
+        self._params, self._reader = params, reader
+        # 'methods.NAME' declares one entry of a section.
+        self._entries = {section: entry for section, _, entry in (name.partition(".") for name in sections)}
+        self._sections = frozenset(self._entries)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -38,11 +41,14 @@ class Scoped(Generic[P]):
                 f"{self._reader} reads the parameter section '{name}' without declaring it: "
                 f"add it to the stage's params in ffprune/stages/record.py and in dvc.yaml"
             )
-        return getattr(self._params, name)
+        found = getattr(self._params, name)
+        entry = self._entries.get(name)
+        return {entry: found[entry]} if entry else found
 
     def values(self) -> dict[str, Any]:
         """The declared sections as plain values, for tracking and fingerprints."""
-        return self._params.model_dump(mode="json", include=set(self._sections))
+        include = {section: {entry} if entry else True for section, entry in self._entries.items()}
+        return self._params.model_dump(mode="json", include=include)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -32,6 +32,17 @@ def use_profile(name: str) -> None:
     Raises:
         ParameterError: no such profile, or the parameters would not be valid; nothing is written then.
     """
+    text = with_profile(PARAMS_FILE.read_text(), name)
+    validate(YAML(typ="safe", pure=True).load(io.StringIO(text)), PARAMS_FILE, Params)
+    write_text(PARAMS_FILE, text)
+
+
+def with_profile(text: str, name: str) -> str:
+    """The text of a params.yaml with the profile's two sections.
+
+    Raises:
+        ParameterError: no such profile, or one without a section.
+    """
     if name not in profiles():
         raise ParameterError(
             f"the profile '{name}' was asked for",
@@ -39,7 +50,7 @@ def use_profile(name: str) -> None:
             "name one of these or add a file",
         )
     source = FOLDER / f"{name}.yaml"
-    sections, text = _sections(source.read_text()), PARAMS_FILE.read_text()
+    sections = _sections(source.read_text())
     for section in SECTIONS:
         if section not in sections:
             raise ParameterError(
@@ -48,8 +59,7 @@ def use_profile(name: str) -> None:
                 "add the section",
             )
         text = _replace(text, section, sections[section])
-    validate(YAML(typ="safe", pure=True).load(io.StringIO(text)), PARAMS_FILE, Params)
-    write_text(PARAMS_FILE, text)
+    return text
 
 
 def current_profile() -> str | None:

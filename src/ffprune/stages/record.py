@@ -5,7 +5,7 @@ dvc.yaml is the source of truth for the graph; a test proves that it and these r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 
@@ -14,13 +14,15 @@ class Stage:
     """What one stage may touch. Code dependencies stand in dvc.yaml alone.
 
     Attributes:
-        name: the stage's name in dvc.yaml, on the command line and of its module.
+        name: the stage's name in dvc.yaml, on the command line and of its module; ``method@NAME`` for one of many.
         help: one line for ``ffprune --help``.
         params: sections of params.yaml that it may read.
         deps: data that it reads (as written in dvc.yaml, templates unresolved).
         outs: cached data that it writes.
         metrics: JSON files shown by ``dvc metrics``.
         plots: CSV files shown by ``dvc plots``.
+        each: the section of params.yaml whose every entry is a stage of its own (``foreach`` in dvc.yaml); ``${key}``
+            in the other fields stands for the entry's name.
     """
 
     name: str
@@ -30,11 +32,33 @@ class Stage:
     outs: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     plots: tuple[str, ...] = ()
+    each: str | None = None
+
+    def of(self, key: str) -> Stage:
+        """The stage of one entry."""
+
+        def filled(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(name.replace("${key}", key) for name in names)
+
+        return replace(
+            self,
+            name=f"{self.name}@{key}",
+            params=filled(self.params),
+            outs=filled(self.outs),
+            metrics=filled(self.metrics),
+            plots=filled(self.plots),
+            each=None,
+        )
+
+    @property
+    def key(self) -> str:
+        """The entry that this stage is for."""
+        return self.name.partition("@")[2]
 
     @property
     def function(self) -> str:
         """Module and name of the function ``run(ctx: StageContext) -> None``."""
-        return f"ffprune.stages.{self.name}:run"
+        return f"ffprune.stages.{self.name.partition('@')[0]}:run"
 
     @property
     def run_record(self) -> str:
@@ -146,6 +170,16 @@ STAGES: tuple[Stage, ...] = (
         outs=(FIGURES,),
         metrics=(SUMMARY,),
     ),
+)
+
+#: One stage for every entry of the section ``methods``, beside the pipeline.
+METHOD = Stage(
+    name="method",
+    help="Run one method of the section `methods`: decide, prune, measure.",
+    params=("methods.${key}", "study", "compute", "seed"),
+    deps=(DENSE, CALIBRATION, VALIDATION, "${study.texts}"),
+    metrics=("metrics/methods/${key}.json",),
+    each="methods",
 )
 
 

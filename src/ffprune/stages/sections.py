@@ -6,7 +6,7 @@ change reruns no stage.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -132,7 +132,7 @@ class Speed(Section):
     repeats: int = Field(ge=1)
 
 
-class ZeroShot(Section):
+class Tasks(Section):
     """Tasks of lm-evaluation-harness."""
 
     tasks: tuple[str, ...]
@@ -140,6 +140,11 @@ class ZeroShot(Section):
     items: int = Field(ge=1)
     limit: int | None = Field(ge=1)
     batch_size: int = Field(ge=1)
+
+
+class ZeroShot(Tasks):
+    """Tasks, and which models are asked besides the dense one."""
+
     methods: tuple[str, ...]
 
 
@@ -155,6 +160,71 @@ class Evaluate(Section):
     ] = Field(min_length=1)
     speed: Speed
     zero_shot: ZeroShot
+
+
+class Trials(Section):
+    """What a trial of a searching allocator costs."""
+
+    seqlen: int = Field(ge=2)
+    samples: int = Field(ge=1)
+    final_samples: int = Field(ge=1)
+    finalists: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    step: int = Field(ge=1)
+    schedule: ScheduleParams
+
+
+class Study(Section):
+    """What all methods of a study share: text, protocol, damping."""
+
+    calibration: Calibrate
+    texts: dict[str, str] = Field(min_length=1)
+    windows: int = Field(ge=0)
+    seqlen: int = Field(ge=2)
+    batch_size: int = Field(ge=1)
+    damping: float = Field(gt=0)
+    min_keep: float = Field(ge=0, le=1)
+    owl_multiple: float = Field(gt=0)
+    owl_half_width: float = Field(ge=0, le=0.5)
+    rank_half_width: float = Field(ge=0, le=0.5)
+    fisher: Fisher
+    hutchinson: Hutchinson
+    search: Trials
+    zero_shot: Tasks
+    speed: Speed
+
+
+class QuantiseParams(Section):
+    """GPTQ after pruning."""
+
+    bits: int = Field(ge=2, le=8)
+    group_size: int = Field(ge=1)
+
+
+class First(Section):
+    """The search that comes before a policy transfer."""
+
+    sparsity: float = Field(gt=0, lt=1)
+    trials: int = Field(ge=1)
+
+
+class Recipe(Section):
+    """One method of a study. null: not used. `ffprune methods` lists the names and what goes with what."""
+
+    label: str = Field(min_length=1)
+    sparsity: float = Field(ge=0, lt=1)
+    allocator: str
+    compressor: str
+    criterion: str | None
+    repair: str | None
+    pattern: str | None
+    inputs: Literal["pruned", "dense"]
+    calibration_windows: int | None = Field(ge=1)
+    quantize: QuantiseParams | None
+    trials: int | None = Field(ge=1)
+    first: First | None
+    zero_shot: bool
+    speed: bool
 
 
 class Report(Section):
@@ -179,6 +249,8 @@ class Params(Section):
     ridge: Ridge
     evaluate: Evaluate
     report: Report
+    study: Study
+    methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Recipe]
 
     @model_validator(mode="after")
     def _one_policy_per_sparsity(self) -> Self:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ffprune.allocate.curves import loss_curve
-from ffprune.core.hutchinson import hessian_traces
 from ffprune.core.importance import CRITERIA, Ranking, rank
 from ffprune.core.tables import look_up
 from ffprune.models.curvature import Curvature, output_curvature
+from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
@@ -33,7 +32,6 @@ def run(ctx: StageContext) -> None:
     del grams  # hundreds of megabytes, which the double derivatives below can use
     traces = _traces(ctx, view)
     view.model.to(dtype=DTYPES[ctx.params.compute.dtype])  # type: ignore[call-arg]
-    view.model.set_attn_implementation("sdpa")
     curvatures = _curvatures(ctx, view)
     tokens = int(artifacts.read_metadata(ctx.path(GRAMS))["tokens"])
     curves = []
@@ -82,35 +80,24 @@ def _traces(ctx: StageContext, view: ModelView) -> list[dict[str, Any]]:
     """Hessian trace of every prunable matrix (MS Eq. 5-6)."""
     params = ctx.params.sensitivity.hutchinson
     windows = _windows(ctx, params.seqlen, params.windows, "sensitivity.hutchinson.windows", 1)
-    # The fused attention kernels cannot be differentiated twice.
-    view.model.set_attn_implementation("eager")
-    weights = {name: linear.weight for name, linear in view.prunable.items()}
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    batches = torch.split(windows.to(view.model.device), params.batch_size)
-    with ctx.progress(params.probes * len(batches), "Hessian traces") as bar:
-
-        def loss(batch: Tensor) -> Tensor:
-            bar.update()
-            logits = view.model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
-            return nn.functional.cross_entropy(logits, batch[:, 1:].flatten())
-
-        estimates = hessian_traces(
-            [partial(loss, batch) for batch in batches],
-            weights,
+    batches = -(-len(windows) // params.batch_size)
+    with ctx.progress(params.probes * batches, "Hessian traces") as bar:
+        estimates = matrix_traces(
+            view,
+            windows,
+            params.batch_size,
             params.probes,
-            torch.Generator().manual_seed(ctx.params.seed),
             params.product,
+            torch.Generator().manual_seed(ctx.params.seed),
+            bar.update,
         )
-    for weight in weights.values():
-        weight.requires_grad_(False)
     return [
         {
             "matrix": name,
-            "weights": weights[name].numel(),
+            "weights": view.prunable[name].weight.numel(),
             "trace": estimate.mean,
             "trace_stderr": estimate.stderr,
-            "sensitivity": estimate.mean / weights[name].numel(),
+            "sensitivity": estimate.mean / view.prunable[name].weight.numel(),
         }
         for name, estimate in estimates.items()
     ]
@@ -123,6 +110,7 @@ def _curvatures(ctx: StageContext, view: ModelView) -> list[Curvature]:
     with ctx.progress(len(windows), "output curvature") as bar:
         return output_curvature(
             view,
+            view.last_maps,
             windows.to(view.model.device),
             params.batch_size,
             torch.Generator(view.model.device).manual_seed(ctx.params.seed),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ffprune.core.errors import FfpruneError
-from ffprune.stages.lineage import git_state
+from ffprune.stages.lineage import git_state, repository
 from ffprune.stages.sections import Tracking
 
 PARENT_VARIABLE = "FFPRUNE_PARENT_RUN"
@@ -46,8 +46,8 @@ class Parent:
 
 
 def workspace() -> Path:
-    """The repository: DVC names it inside a stage (also in a temporary experiment), else this folder."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).absolute()
+    """The repository: DVC names it inside a stage (also in a temporary experiment), else the one of this folder."""
+    return Path(os.environ.get("DVC_ROOT") or repository(Path.cwd())).absolute()
 
 
 def store_uri(settings: Tracking) -> str:

@@ -1,0 +1,5 @@
+"""``python -m ffprune``."""
+
+from ffprune.cli import main
+
+main()

@@ -1,0 +1,159 @@
+"""``ffprune compare``: every method of a study beside the others, at the same share of removed parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from ffprune.stages.drawings import color, panels, plain_ticks, ratio_bars
+from ffprune.stages.exhibit import Rendered, markdown_table, percent, perplexity_shown, recoveries, windows_shown
+from ffprune.stages.results import Result, Setting, ratio, removed_prunable, removed_whole, text_of
+
+#: Further from the target than this, a method does not stand at equal removed parameters (share of the prunable).
+TOLERANCE = 0.005
+_TEXTS = ("test", "wikitext2", "ptb", "c4")
+_Groups = dict[tuple[str, float], list[Result]]
+
+
+def comparison(results: Mapping[str, Result], setting: Setting) -> Rendered:
+    """Perplexity, what is really gone, and the time it took; grouped by granularity and sparsity, best first.
+
+    Args:
+        results: method name -> content of metrics/methods/NAME.json.
+        setting: what the results have in common.
+    """
+    text = text_of(results.values(), _TEXTS)
+    groups = _groups(results.values(), text) if text else {}
+    parts = [f"# Methods compared on {setting.model}"]
+    if not text:
+        parts.append("No method has been run yet.")
+    for group, members in groups.items():
+        parts += [f"## {_title(group)}", _table(members, str(text))]
+    if text:
+        notes = [
+            windows_shown(list(results.values()), text, setting),
+            f"Computed in {setting.dtype}, seed {setting.seed}.",
+        ]
+        if any(not _equal(result) for members in groups.values() for result in members):
+            notes.append("†: removed another share of the prunable weights than asked, so not at equal parameters.")
+        notes += recoveries(list(results.values()))
+        parts += [" ".join(notes), "![Methods compared](comparison.png)"]
+    return Rendered(
+        "\n\n".join(parts) + "\n",
+        [_row(result, str(text), setting) for members in groups.values() for result in members],
+        _figure(groups, str(text), setting) if text else None,
+    )
+
+
+def _granularity(result: Result) -> str:
+    """What methods are compared under: SliceGPT and SVD-LLM make tensors smaller as structured pruning does."""
+    if result["recipe"]["compressor"] == "none":
+        return ""
+    return "unstructured" if result["granularity"] == "unstructured" else "structured"
+
+
+def _groups(results: Iterable[Result], text: str) -> _Groups:
+    groups: _Groups = {}
+    for result in results:
+        groups.setdefault((_granularity(result), float(result["recipe"]["sparsity"])), []).append(result)
+    return {key: sorted(groups[key], key=lambda r: ratio(r, text) or float("inf")) for key in sorted(groups)}
+
+
+def _title(group: tuple[str, float]) -> str:
+    granularity, sparsity = group
+    return f"{granularity.capitalize()}, {sparsity:.0%} sparsity" if granularity else "Not pruned"
+
+
+def _equal(result: Result) -> bool:
+    return abs(removed_prunable(result) - float(result["recipe"]["sparsity"])) <= TOLERANCE
+
+
+def _label(result: Result) -> str:
+    """The method's label, with what tells its variants apart."""
+    recipe = result["recipe"]
+    parts = [
+        str(recipe["label"]),
+        *([str(recipe["pattern"])] if recipe["pattern"] else []),
+        *([f"{recipe['trials']:,} trials"] if recipe["trials"] else []),
+        *([f"from {recipe['first']['sparsity']:.0%}"] if recipe["first"] else []),
+        *([f"{recipe['calibration_windows']:,} windows"] if recipe["calibration_windows"] else []),
+        *([f"{recipe['quantize']['bits']} bits"] if recipe["quantize"] else []),
+    ]
+    return ", ".join(parts) + ("" if _equal(result) else " †")
+
+
+def _table(members: Sequence[Result], text: str) -> str:
+    rows = [
+        [
+            _label(result),
+            perplexity_shown(result, text).shown if text in result["perplexity"] else f"no {text} text",
+            percent(removed_prunable(result)),
+            percent(removed_whole(result)),
+            f"{result['params_after']:,}",
+            f"{result['seconds']['decide']:,.0f}",
+            f"{result['seconds']['prune']:,.0f}",
+        ]
+        for result in members
+    ]
+    return markdown_table(
+        ["Method", "Perplexity", "Removed, prunable", "Removed, model", "Parameters", "Decide (s)", "Prune (s)"], rows
+    )
+
+
+def _row(result: Result, text: str, setting: Setting) -> dict[str, object]:
+    return {
+        "model": setting.model,
+        "method": result["name"],
+        "label": _label(result),
+        "granularity": result["granularity"],
+        "sparsity_target": result["recipe"]["sparsity"],
+        "perplexity": result["perplexity"].get(text, {}).get("value"),
+        "ratio_to_dense": ratio(result, text),
+        "removed_prunable": removed_prunable(result),
+        "removed_model": removed_whole(result),
+        "params_after": result["params_after"],
+        "compression": result["compression"],
+        "decide_seconds": result["seconds"]["decide"],
+        "prune_seconds": result["seconds"]["prune"],
+        "trials": result["trials"],
+    }
+
+
+def _figure(groups: _Groups, text: str, setting: Setting) -> Figure:
+    """A row of panels a group: perplexity, what is gone, time."""
+    sizes = [len(members) for members in groups.values()]
+    figure, axes = panels(
+        len(groups),
+        3,
+        13,
+        1.0 + 0.32 * sum(sizes) + 0.75 * len(groups),
+        height_ratios=[size + 1.2 for size in sizes],
+        width_ratios=[2.2, 1.2, 1.2],
+    )
+    for number, (group, members) in enumerate(groups.items()):
+        left, middle, right = axes[3 * number : 3 * number + 3]
+        places = range(len(members))
+        ratio_bars(left, [_label(result) for result in members], members, [ratio(result, text) for result in members])
+        left.set_title(_title(group), loc="left", fontsize=10)
+        for place, result in enumerate(members):
+            middle.plot(100 * removed_prunable(result), place, "o", color=color(result), markersize=7)
+            middle.plot(100 * removed_whole(result), place, "o", color=color(result), markersize=7, fillstyle="none")
+            right.plot(max(result["seconds"]["decide"], 0.1), place, "D", color=color(result), markersize=6)
+            right.plot(
+                max(result["seconds"]["prune"], 0.1), place, "D", color=color(result), markersize=6, fillstyle="none"
+            )
+        middle.axvline(100 * group[1], color="#333333", linewidth=0.8, linestyle=":")
+        right.set_xscale("log")
+        plain_ticks(right, "x")
+        for ax in (middle, right):
+            ax.set_ylim(left.get_ylim())
+            ax.set_yticks(places, [])
+        most = 100 * max(0.05, group[1], *(removed_prunable(result) for result in members))
+        middle.set_xlim(-0.05 * most, 1.08 * most)
+        if not number:
+            middle.set_title("removed (%): ● prunable, ○ model", fontsize=9)
+            right.set_title("seconds: ◆ decide, ◇ prune", fontsize=9)
+    axes[-3].set_xlabel("perplexity / dense")
+    figure.suptitle(f"Methods compared on {setting.model}", fontsize=12)
+    return figure

@@ -1,0 +1,124 @@
+"""What allocators may ask to know of a dense model, measured on calibration text when one asks.
+
+Every function takes the dense view in float32 and the calibration windows, and returns arrays in the order of the
+units, as :class:`ffprune.allocate.table.Evidence` holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ffprune.allocate.curves import loss_curve
+from ffprune.core.fluctuation import wifv
+from ffprune.core.gram import Gram
+from ffprune.core.importance import rank
+from ffprune.core.masks import mask_from_ranks, ranks
+from ffprune.core.outliers import outlier_share
+from ffprune.core.saliency import SALIENCIES, scores
+from ffprune.models.blocks import BlockWalk
+from ffprune.models.curvature import output_curvature
+from ffprune.models.traces import matrix_traces
+from ffprune.models.view import ModelView
+from ffprune.models.walk import collect
+from ffprune.stages.sections import Fisher, Hutchinson
+
+Floats = NDArray[np.float64]
+_LEVELS = 40
+"""Levels of a matrix's loss curve: steps of 2.5% of its weights."""
+
+
+def outlier_shares(view: ModelView, windows: Tensor, batch_size: int, multiple: float) -> Floats:
+    """OWL: per matrix, the share of outliers among its layer's pooled Wanda scores, float64 ``[matrices]``."""
+    grams = collect(view, windows, (), batch_size)
+    found = []
+    for block in view.blocks:
+        pooled = [
+            scores("wanda", linear.weight.detach(), grams[f"layers.{block.index}.{role}"], 0.0)
+            for role, linear in block.linears.items()
+        ]
+        found += [outlier_share(pooled, multiple)] * len(pooled)
+    return np.array(found)
+
+
+def granule_scores(view: ModelView, windows: Tensor, batch_size: int) -> list[Floats]:
+    """FLAP: per structured unit, the fluctuation score of every input column of its last map, float64 ``[n]``."""
+    grams = collect(view, windows, (), batch_size)
+    found = []
+    for index in range(len(view.units)):
+        parts = view.unit_linears(index)
+        gram = grams[f"layers.{view.block_of(index).index}.{parts.last_role}"]
+        found.append(wifv(parts.last.weight.detach(), gram).cpu().numpy())
+    return found
+
+
+def unit_curves(
+    view: ModelView, windows: Tensor, batch_size: int, criterion: str, damping: float, fisher: Fisher, seed: int
+) -> list[Floats]:
+    """Per structured unit, the predicted loss at every number of granules (:func:`loss_curve`)."""
+    curvature = _curvatures(view, view.last_maps, windows, fisher, seed)
+    found = []
+    for index, gram in enumerate(_last_grams(view, windows, batch_size)):
+        parts = view.unit_linears(index)
+        assert gram.xx is not None
+        weight = parts.last.weight.detach()
+        ranking = rank(criterion, weight, gram.xx, parts.width[parts.last_role], damping)
+        found.append(loss_curve(ranking.error.numpy(), curvature[index], gram.count, parts.last.out_features))
+    return found
+
+
+def matrix_curves(
+    view: ModelView, windows: Tensor, batch_size: int, criterion: str, damping: float, fisher: Fisher, seed: int
+) -> list[Floats]:
+    """Per matrix, the predicted loss at equally spaced retentions when the criterion masks its weights.
+
+    The error of the output, tr(D G D^T) with D the weights removed and G their input's Gram, counts what removed
+    weights do together; a reconstruction would leave less, by a factor that is much the same everywhere.
+    """
+    curvature = dict(
+        zip(view.prunable, _curvatures(view, list(view.prunable.values()), windows, fisher, seed), strict=True)
+    )
+    scope = SALIENCIES[criterion].scope
+    walk = BlockWalk(view, windows, batch_size)
+    found = []
+    for block in view.blocks:
+        grams, outputs = walk.observe(block.linears)
+        for role, linear in block.linears.items():
+            weight, gram = linear.weight.detach(), grams[role]
+            assert gram.xx is not None
+            order = ranks(scores(criterion, weight, gram, damping), scope)
+            error = np.zeros(_LEVELS + 1)
+            for level in range(_LEVELS):
+                kept = round(level / _LEVELS * weight.numel())
+                removed = weight.masked_fill(mask_from_ranks(order, kept, scope), 0)
+                error[level] = float(((removed @ gram.xx) * removed).sum(dtype=torch.float64))
+            found.append(loss_curve(error, curvature[f"layers.{block.index}.{role}"], gram.count, linear.out_features))
+        walk.advance(outputs)
+    return found
+
+
+def sensitivity(view: ModelView, windows: Tensor, params: Hutchinson, seed: int) -> Floats:
+    """MS Eq. 6: per matrix, the Hessian trace over the matrix's weights, float64 ``[matrices]``."""
+    chosen, generator = windows[: params.windows, : params.seqlen], torch.Generator().manual_seed(seed)
+    traces = matrix_traces(view, chosen, params.batch_size, params.probes, params.product, generator)
+    return np.array([traces[name].mean / linear.weight.numel() for name, linear in view.prunable.items()])
+
+
+def _curvatures(view: ModelView, maps: list[nn.Linear], windows: Tensor, fisher: Fisher, seed: int) -> list[float]:
+    chosen = windows[: fisher.windows, : fisher.seqlen].to(view.model.device)
+    generator = torch.Generator(view.model.device).manual_seed(seed)
+    return [found.mean for found in output_curvature(view, maps, chosen, fisher.batch_size, generator)]
+
+
+def _last_grams(view: ModelView, windows: Tensor, batch_size: int) -> Iterator[Gram]:
+    """The Gram of every unit's last map, of one layer at a time."""
+    walk = BlockWalk(view, windows, batch_size)
+    for _ in view.blocks:
+        grams, outputs = walk.observe(("o", "down"))
+        yield grams["o"]
+        yield grams["down"]
+        walk.advance(outputs)

@@ -1,0 +1,179 @@
+"""A study: the pipeline once more in ``studies/MODEL``, where every method of the section ``methods`` is a stage.
+
+Its params.yaml is the project's with the model and text of a profile, its dvc.yaml the project's with the stages that
+methods need. Both belong to the study from then on: only ``methods`` is added to.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from ffprune.core.errors import MissingInput, ParameterError
+from ffprune.stages.artifacts import read_json, write_csv, write_text
+from ffprune.stages.comparison import comparison
+from ffprune.stages.exhibit import Rendered, render
+from ffprune.stages.papers import comparison_methods, exhibit
+from ffprune.stages.params import PARAMS_FILE, load_params, validate
+from ffprune.stages.profiles import current_profile, profiles, with_profile
+from ffprune.stages.record import METHOD, TRACES
+from ffprune.stages.results import Result, Setting
+from ffprune.stages.sections import Params
+from ffprune.stages.tracking import open_store, start_parent
+
+FOLDER = Path("studies")
+REPORTS = Path("reports")
+#: Stages of the project that a study has.
+STAGES = ("download", "calibrate", "sensitivity", "method")
+
+
+def reproduce_exhibit(name: str, model: str | None, full: bool, run: bool) -> bool:
+    """Run what a table or figure needs, then print and write it.
+
+    Args:
+        name: such as ``ff-table-2``.
+        model: a profile; None: the one in use.
+        full: the paper's size instead of the short one.
+        run: False only shows what has been measured.
+
+    Returns:
+        Whether every stage succeeded.
+
+    Raises:
+        ParameterError: no such table, figure or profile.
+    """
+    chosen = exhibit(name)
+    recipes = chosen.recipes(full)
+    study, folder = _open(model, recipes)
+    print(
+        f"{chosen.heading}: {chosen.title}, on {study}; about {chosen.minutes.of(full)} minutes on two cores",
+        flush=True,
+    )
+    needed = ["sensitivity"] if chosen.traces else []
+    done = _run(folder, [*(METHOD.of(key).name for key in recipes), *needed]) if run else True
+    traces = folder / TRACES
+    shown = render(
+        chosen,
+        _results(folder, recipes),
+        _setting(folder, study),
+        full,
+        read_json(traces) if chosen.traces and traces.is_file() else (),
+    )
+    _publish(folder, chosen.name, shown)
+    return done
+
+
+def compare(model: str | None, full: bool, run: bool) -> bool:
+    """Every method beside the others at equal removed parameters; arguments as :func:`reproduce_exhibit`."""
+    methods = comparison_methods()
+    recipes = methods.recipes(full)
+    study, folder = _open(model, recipes)
+    print(f"{len(recipes)} methods on {study}; about {methods.minutes.of(full)} minutes on two cores", flush=True)
+    done = _run(folder, [METHOD.of(key).name for key in recipes]) if run else True
+    everything = load_params(folder / PARAMS_FILE).methods
+    _publish(folder, "comparison", comparison(_results(folder, everything), _setting(folder, study)))
+    return done
+
+
+def _open(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path]:
+    """The study's name and folder, with these recipes among its methods."""
+    if not Path("profiles").is_dir() or not Path("dvc.yaml").is_file():
+        raise MissingInput(
+            f"a study was to be made in {Path.cwd()}",
+            "studies are made in the project's folder, the one with dvc.yaml and profiles/",
+            "change to that folder",
+        )
+    name = model or current_profile()
+    if name not in profiles():
+        raise ParameterError(
+            f"the model {name!r} was asked for" if name else "no model was named, and params.yaml holds none of them",
+            f"there are {', '.join(profiles())} in profiles/",
+            "name one with --model, or add a file",
+        )
+    folder = FOLDER / name
+    file = folder / PARAMS_FILE
+    text = file.read_text() if file.is_file() else with_profile(PARAMS_FILE.read_text(), name)
+    yaml = YAML()  # round trip: comments stay
+    yaml.width = 120
+    values = yaml.load(text)
+    values["methods"] = {**(values["methods"] or {}), **recipes}
+    out = io.StringIO()
+    yaml.dump(values, out)
+    validate(YAML(typ="safe", pure=True).load(out.getvalue()), file, Params)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, out.getvalue())
+    if not (folder / "dvc.yaml").is_file():
+        write_text(folder / "dvc.yaml", pipeline(Path("dvc.yaml").read_text(), list(values["study"]["texts"])))
+    return name, folder
+
+
+def pipeline(text: str, texts: Sequence[str]) -> str:
+    """A study's dvc.yaml.
+
+    Args:
+        text: the project's dvc.yaml.
+        texts: names of the texts in ``study.texts``.
+    """
+    yaml = YAML()
+    yaml.width = 120
+    values = yaml.load(text)
+    for name in list(values["stages"]):
+        if name not in STAGES:
+            del values["stages"][name]
+    for entry in values["stages"].values():
+        body = entry.get("do", entry)
+        body["deps"] = [f"../../{dep}" if dep.startswith("src/") else dep for dep in body.get("deps", [])]
+    deps = values["stages"]["method"]["do"]["deps"]
+    place = next(i for i, dep in enumerate(deps) if dep.startswith("${study.texts."))
+    deps[place : place + 1] = [f"${{study.texts.{name}}}" for name in texts]
+    out = io.StringIO()
+    yaml.dump(values, out)
+    return out.getvalue()
+
+
+def _run(folder: Path, stages: Sequence[str]) -> bool:
+    """The pipeline's own flow, in the study."""
+    return subprocess.run([sys.executable, "-m", "ffprune", "run", *stages], cwd=folder, check=False).returncode == 0
+
+
+def _results(folder: Path, names: Mapping[str, Any]) -> dict[str, Result]:
+    """What has been measured; perplexities get the dense model's beside them, where it was measured."""
+    files = {name: folder / METHOD.of(name).metrics[0] for name in names}
+    found: dict[str, Any] = {name: read_json(file) for name, file in files.items() if file.is_file()}
+    dense = next(
+        (r for r in found.values() if r["recipe"]["compressor"] == "none" and not r["recipe"]["quantize"]), None
+    )
+    for result in found.values():
+        for text, measured in result["perplexity"].items():
+            measured["dense"] = dense["perplexity"][text]["value"] if dense else None
+    return found
+
+
+def _setting(folder: Path, study: str) -> Setting:
+    params = load_params(folder / PARAMS_FILE)
+    return Setting(study, params.study.texts[next(iter(params.study.texts))], params.compute.dtype, params.seed)
+
+
+def _publish(folder: Path, name: str, shown: Rendered) -> None:
+    """Print the page, write it with its figure and its numbers, and give MLflow a run of it."""
+    place = folder / REPORTS / f"{name}.md"
+    write_text(place, shown.markdown)
+    if shown.rows:
+        write_csv(place.with_suffix(".csv"), shown.rows)
+    if shown.figure is not None:
+        shown.figure.savefig(place.with_suffix(".png"), dpi=120)
+    tracking = load_params(folder / PARAMS_FILE).tracking
+    store = open_store(tracking)
+    run = start_parent(store, f"{name} {folder.name}", {"ffprune.kind": "exhibit"})
+    store.client.log_text(run, shown.markdown, f"{name}.md")
+    if shown.figure is not None:
+        store.client.log_figure(run, shown.figure, f"{name}.png")
+    store.client.set_terminated(run, "FINISHED")
+    print(shown.markdown)
+    print(f"written: {place}")

@@ -1,0 +1,40 @@
+"""Zero-shot tasks as a stage asks them: by name or file, and ``wiki_continuation``, which is made from a text."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from ffprune.evaluate.harness import build_cloze_task, evaluate_tasks
+from ffprune.models.checkpoint import load_tokenizer
+from ffprune.stages.sections import Tasks
+
+
+def ask(model: PreTrainedModel, tokenizer: Path, text: Path, params: Tasks, seed: int) -> dict[str, dict[str, float]]:
+    """Metrics per task.
+
+    Args:
+        model: the model to ask.
+        tokenizer: the dense model's folder.
+        text: what ``wiki_continuation`` is made from.
+        params: which tasks, and how many items.
+        seed: of the draws.
+    """
+    with tempfile.TemporaryDirectory(prefix="ffprune-task-") as folder:
+        tasks = [
+            str(build_cloze_task(text.read_text(encoding="utf-8"), Path(folder), params.items, seed))
+            if task == "wiki_continuation"
+            else task
+            for task in params.tasks
+        ]
+        return evaluate_tasks(
+            model,
+            load_tokenizer(tokenizer),
+            tasks,
+            Path(params.include_path) if params.include_path else None,
+            params.limit,
+            params.batch_size,
+            seed,
+        )

@@ -1,0 +1,188 @@
+"""Every allocator and compressor as the stage `method` of a tiny project; what cannot work is refused first."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ffprune.allocate.table import ALLOCATORS
+from ffprune.compress.table import COMPRESSORS
+from ffprune.core.errors import FfpruneError, ParameterError, UnreachableSparsity, UnsupportedArchitecture
+from ffprune.stages.context import StageContext
+from ffprune.stages.record import METHOD, stage_named
+from ffprune.stages.run import call
+from ffprune.stages.sections import Params
+from tests.stages.tiny_project import MODELS, params, write_sources
+from tests.tiny import opt
+
+pytestmark = pytest.mark.slow
+
+NULLS = dict.fromkeys(("criterion", "repair", "pattern", "calibration_windows", "quantize", "trials", "first"))
+PLAIN = {"allocator": "uniform", "inputs": "pruned", "zero_shot": False, "speed": False}
+
+
+def recipe(compressor: str, sparsity: float, **parts: Any) -> dict[str, Any]:
+    label = f"{parts.get('allocator', 'uniform')} {compressor}"
+    return {**NULLS, **PLAIN, "label": label, "compressor": compressor, "sparsity": sparsity, **parts}
+
+
+def searching(allocator: str, **parts: Any) -> dict[str, Any]:
+    criterion = {"slice": "wanda_column", "mask": "wanda"}[parts.get("compressor", "slice")]
+    given = {"compressor": "slice", "sparsity": 0.4, "criterion": criterion, "trials": 16, **parts}
+    return recipe(given.pop("compressor"), given.pop("sparsity"), allocator=allocator, **given)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "dense": recipe("none", 0.0),
+    "gptq": recipe("none", 0.0, quantize={"bits": 4, "group_size": 8}),
+    "magnitude": recipe("mask", 0.5, criterion="magnitude"),
+    "wanda": recipe("mask", 0.5, criterion="wanda", inputs="dense"),
+    "two-of-four": recipe("sparsegpt", 0.5, criterion="isc", pattern="2:4"),
+    "owl": recipe("mask", 0.6, allocator="owl", criterion="wanda"),
+    "besa": recipe("mask", 0.5, allocator="besa", criterion="wanda"),
+    "mixed": recipe("sparsegpt", 0.5, allocator="trace_rank", criterion="isc", quantize={"bits": 4, "group_size": 8}),
+    "mixed-layer": recipe("sparsegpt", 0.5, allocator="trace_rank_layer", criterion="obs"),
+    "dynamic-weights": recipe("mask", 0.6, allocator="dynamic_programming", criterion="wanda"),
+    "dynamic": recipe(
+        "slice", 0.4, allocator="dynamic_programming", criterion="compensated_elimination", repair="ridge"
+    ),
+    "handmade": recipe("slice", 0.2, allocator="handmade", criterion="activation_norm", repair="mean+ridge"),
+    "flap": recipe("slice", 0.4, allocator="flap", criterion="flap", repair="bias", inputs="dense"),
+    "slicegpt": recipe("slicegpt", 0.5),
+    "svd": recipe("svd_llm", 0.5),
+    "fastforward": searching("fastforward", repair="ridge", speed=True),
+    "sparsitysolver": searching("sparsitysolver", compressor="mask", sparsity=0.6),
+    "warm": searching("warm", compressor="mask", sparsity=0.6),
+    "transfer-up": searching("warm", repair="ridge", first={"sparsity": 0.3, "trials": 16}),
+    "transfer-down": searching("fastforward", sparsity=0.3, first={"sparsity": 0.4, "trials": 15}, zero_shot=True),
+    "amc": searching("amc"),
+    "eas": searching("eas"),
+    "evopress": searching("evopress", trials=24),
+}
+
+
+def values(name: str, entry: dict[str, Any], **changes: Any) -> Params:
+    return params(methods={name: entry}, **changes)
+
+
+def run_method(name: str, entry: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    stage = METHOD.of(name)
+    call(stage, StageContext(stage, values(name, entry, **changes)))
+    found: dict[str, Any] = json.loads(Path(stage.metrics[0]).read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    torch.set_num_threads(1)
+    roots = {}
+    for name, build in {**MODELS, "opt-projected": lambda: opt(projected=True)}.items():
+        roots[name] = tmp_path_factory.mktemp(name)
+        write_sources(roots[name], build())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(roots[name])
+            stage = stage_named("download")
+            call(stage, StageContext(stage, params()))
+    return roots
+
+
+@pytest.fixture(params=MODELS)
+def project(request: pytest.FixtureRequest, projects: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(projects[request.param])
+    return projects[request.param]
+
+
+def test_every_row_of_both_tables_is_run_here() -> None:
+    assert {entry["allocator"] for entry in RECIPES.values()} == set(ALLOCATORS)
+    assert {entry["compressor"] for entry in RECIPES.values()} == set(COMPRESSORS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_method_meets_its_budget_and_reports(project: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = RECIPES[name]
+    # The tiny text has no sentences to make a task of; tests/evaluate asks real tasks.
+    monkeypatch.setattr("ffprune.stages.method.ask", lambda model, *given: {"toy": {"acc": 1.0}})
+    found = run_method(name, entry)
+    perplexity = found["perplexity"]["test"]
+    assert perplexity["value"] is None or math.isfinite(perplexity["value"])
+    assert perplexity["tokens"] == 4 * 23
+    assert found["recipe"] == entry
+    assert found["params_before"] - found["params_after"] == found["prunable_before"] - found["prunable_after"] or (
+        entry["compressor"] == "slicegpt"
+    )
+    if entry["compressor"] == "slice":
+        # The smallest granule: one FFN channel. SparsitySolver's mapping may prune more than asked.
+        channel = min(row["params_per_granule"] for row in found["policy"])
+        surplus = found["sparsity"] - entry["sparsity"]
+        assert -1e-12 <= surplus < channel / found["prunable_before"] or entry["allocator"] == "sparsitysolver"
+    if COMPRESSORS[entry["compressor"]].granularity == "unstructured":
+        surplus = found["prunable_before"] * (found["sparsity"] - entry["sparsity"])
+        assert -1e-6 <= surplus < 1 or entry["allocator"] == "sparsitysolver"
+    assert found["trials"] == len(found["episodes"])
+    assert bool(found["trials"]) == ALLOCATORS[entry["allocator"]].searches
+    assert bool(found["zero_shot"]) == entry["zero_shot"]
+    assert bool(found["speed"]) == entry["speed"]
+    if entry["quantize"]:
+        assert found["compression"] == pytest.approx(4 / (1 - found["sparsity"]))
+    assert set(found["seconds"]) == {"decide", "prune", "evaluate"}
+
+
+def test_the_same_seed_gives_the_same_result(project: Path) -> None:
+    for name in ("warm", "evopress", "besa"):
+        first, again = (run_method(name, RECIPES[name]) for _ in range(2))
+        for key in ("policy", "perplexity", "episodes"):
+            assert first[key] == again[key], (name, key)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (recipe("mask", 0.5, criterion="wnda"), ["wnda", "magnitude, wanda"]),
+        (recipe("msk", 0.5), ["msk", "sparsegpt"]),
+        (recipe("slice", 0.5, criterion="wanda_column", pattern="2:4"), ["pattern", "single weights"]),
+        (recipe("slice", 0.5, criterion="wanda_column", allocator="owl"), ["owl", "structured", "fastforward"]),
+        (recipe("mask", 0.5, criterion="wanda", allocator="flap"), ["flap", "unstructured", "trace_rank"]),
+        (recipe("slicegpt", 0.5, allocator="flap"), ["slicegpt has no units", "uniform"]),
+        (recipe("svd_llm", 0.5, quantize={"bits": 4, "group_size": 8}), ["quantize", "sparsegpt"]),
+        (recipe("mask", 0.5), ["criterion is null", "wanda"]),
+        (recipe("mask", 0.5, criterion="wanda", repair="ridge"), ["repair", "null"]),
+        (recipe("mask", 0.5, criterion="wanda", allocator="eas"), ["trials", "number"]),
+        (recipe("mask", 0.5, criterion="wanda", trials=4), ["trials", "null"]),
+        (searching("eas", first={"sparsity": 0.2, "trials": 4}), ["first", "fastforward"]),
+        (recipe("none", 0.5), ["sparsity 0.5", "removes nothing"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_work(
+    projects: dict[str, Path], monkeypatch: pytest.MonkeyPatch, entry: dict[str, Any], said: list[str]
+) -> None:
+    monkeypatch.chdir(projects["llama"])
+    monkeypatch.setattr("ffprune.stages.method.load", lambda *given: pytest.fail("a model was loaded"))
+    with pytest.raises(ParameterError) as caught:
+        run_method("wrong", entry)
+    assert all(word in str(caught.value) for word in said), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("project_name", "entry", "kind", "said"),
+    [
+        ("opt-projected", recipe("slicegpt", 0.5), UnsupportedArchitecture, "do_layer_norm_before"),
+        ("llama", recipe("slice", 0.97, criterion="wanda_column"), UnreachableSparsity, "reach"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_before_work(
+    projects: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    project_name: str,
+    entry: dict[str, Any],
+    kind: type[FfpruneError],
+    said: str,
+) -> None:
+    monkeypatch.chdir(projects[project_name])
+    with pytest.raises(kind, match=said):
+        run_method("wrong", entry)
+    assert not Path("metrics/methods/wrong.json").exists()

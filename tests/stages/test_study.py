@@ -1,0 +1,127 @@
+"""Studies: what is written into them, and `ffprune reproduce` and `compare` as people type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from ffprune.core.errors import MissingInput, ParameterError
+from ffprune.stages import study
+from ffprune.stages.papers import exhibit
+from ffprune.stages.params import load_params, read_yaml
+from tests.stages.tiny_project import defaults, write_sources
+from tests.tiny import llama
+from tests.toy import REPO, isolate
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's own files without git, with a profile of a tiny local model; current."""
+    monkeypatch.chdir(tmp_path)
+    isolate(monkeypatch)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(REPO / name, tmp_path)
+    shutil.copytree(REPO / "flows", "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    values = defaults()
+    root = str(tmp_path / "source")
+    for section, name in (("model", "model"), ("data", "text.txt")):
+        values[section]["source"]["path"] = f"{root}/{name}"
+    yaml = YAML()
+    with Path("params.yaml").open("w") as file:
+        yaml.dump(values, file)
+    Path("profiles").mkdir()
+    with Path("profiles/tiny.yaml").open("w") as file:
+        yaml.dump({section: values[section] for section in ("model", "data")}, file)
+    write_sources(tmp_path, llama())
+    return tmp_path
+
+
+def files(folder: Path) -> dict[str, Any]:
+    return {name: read_yaml(folder / name) for name in ("params.yaml", "dvc.yaml")}
+
+
+def test_a_study_has_the_methods_of_what_was_asked_and_keeps_what_people_changed(project: Path) -> None:
+    name, folder = study._open("tiny", exhibit("ms-table-1").recipes(False))
+    assert (name, folder) == ("tiny", Path("studies/tiny"))
+    first = files(folder)
+    assert set(first["params.yaml"]["methods"]) == set(exhibit("ms-table-1").recipes(False))
+    load_params(folder / "params.yaml")
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("min_keep: 0.05", "min_keep: 0.07  # mine"))
+    study._open("tiny", exhibit("ms-table-2").recipes(False))
+    later = files(folder)
+    assert later["params.yaml"]["study"]["min_keep"] == 0.07
+    assert "# mine" in (folder / "params.yaml").read_text()
+    assert set(later["params.yaml"]["methods"]) > set(first["params.yaml"]["methods"])
+    assert later["dvc.yaml"] == first["dvc.yaml"]
+
+
+def test_a_studys_pipeline_finds_its_code_and_every_text(project: Path) -> None:
+    made = YAML(typ="safe").load(study.pipeline((project / "dvc.yaml").read_text(), ["wikitext2", "ptb"]))
+    assert list(made["stages"]) == list(study.STAGES)
+    method = made["stages"]["method"]["do"]
+    assert [dep for dep in method["deps"] if dep.startswith("${")] == ["${study.texts.wikitext2}", "${study.texts.ptb}"]
+    for entry in made["stages"].values():
+        code = [dep for dep in entry.get("do", entry)["deps"] if "src/" in dep]
+        assert code
+        assert all(dep.startswith("../../src/") for dep in code)
+        assert all((REPO / dep.removeprefix("../../")).exists() for dep in code)
+
+
+def test_wrong_names_are_refused_with_those_there_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ParameterError, match=r"ff-table-9.*ff-table-2"):
+        study.reproduce_exhibit("ff-table-9", "tiny", full=False, run=True)
+    with pytest.raises(ParameterError, match="'gpt-5'.*tiny"):
+        study.reproduce_exhibit("ms-table-1", "gpt-5", full=False, run=True)
+    assert not Path("studies").exists()
+    monkeypatch.chdir(project / "profiles")
+    with pytest.raises(MissingInput, match="profiles/"):
+        study.compare("tiny", full=False, run=True)
+
+
+def ffprune(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ffprune", *words], capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_a_table_is_made_once_and_shown_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch, with_database: Callable[[], None], prefect_home: Path
+) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], check=True)
+    (project / "src").symlink_to(REPO / "src")
+    with_database()
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    recipes = exhibit("ms-table-1").recipes(False)
+    first = ffprune("reproduce", "ms-table-1", "--model", "tiny")
+    assert first.returncode == 0, first.stdout + first.stderr
+    done = dict(re.findall(r"^method@(\S+): (\w+)", first.stdout, flags=re.MULTILINE))
+    assert done == dict.fromkeys(recipes, "Completed")
+    assert "Printed in the paper" in first.stdout
+    folder = project / "studies" / "tiny"
+    page = (folder / "reports" / "ms-table-1.md").read_text()
+    for name in recipes:
+        result = json.loads((folder / "metrics" / "methods" / f"{name}.json").read_text())
+        value = result["perplexity"]["test"]["value"]
+        assert result["recipe"]["compressor"] == "none" or f"{value:.2f}" in page, name
+    assert (folder / "reports" / "ms-table-1.png").stat().st_size > 1000
+    assert (folder / "reports" / "ms-table-1.csv").is_file()
+    again = ffprune("reproduce", "ms-table-1", "--model", "tiny")
+    assert dict(re.findall(r"^method@(\S+): (\w+)", again.stdout, flags=re.MULTILINE)) == dict.fromkeys(
+        recipes, "Cached"
+    )
+    # The comparison shows what the study has, without running what it lacks.
+    shown = ffprune("compare", "--model", "tiny", "--show")
+    assert shown.returncode == 0, shown.stderr
+    assert "Unstructured, 50% sparsity" in shown.stdout
+    assert not (project / "studies" / "tiny" / "mlruns").exists()
