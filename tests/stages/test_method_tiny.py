@@ -154,6 +154,7 @@ def test_the_same_seed_gives_the_same_result(project: Path) -> None:
         (recipe("mask", 0.5, criterion="wanda", allocator="eas"), ["trials", "number"]),
         (recipe("mask", 0.5, criterion="wanda", trials=4), ["trials", "null"]),
         (searching("eas", first={"sparsity": 0.2, "trials": 4}), ["first", "fastforward"]),
+        (recipe("slice", 0.3, criterion="flap", allocator="dynamic_programming"), ["flap", "wanda_column"]),
         (recipe("none", 0.5), ["sparsity 0.5", "removes nothing"]),
     ],
 )

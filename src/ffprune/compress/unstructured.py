@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ffprune.core.gptq import quantise
 from ffprune.core.gram import Gram
 from ffprune.core.masks import Scope, keep_mask, mask_from_ranks, pattern_mask, ranks
-from ffprune.core.saliency import SALIENCIES, scores
+from ffprune.core.saliency import SALIENCIES, Saliency, scores
 from ffprune.core.sparsegpt import reconstruct
 from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation
@@ -54,8 +54,16 @@ class WeightPruning:
     @property
     def whole_gram(self) -> bool:
         """Whether X^T X is needed, and not its diagonal alone."""
-        row = look_up(SALIENCIES, self.criterion, "criterion")
-        return self.reconstruct or self.quantisation is not None or row.needs_inverse
+        return self.reconstruct or self.quantisation is not None or self._row.needs_inverse
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether any statistics are needed."""
+        return self.whole_gram or self._row.reads_input
+
+    @property
+    def _row(self) -> Saliency:
+        return look_up(SALIENCIES, self.criterion, "criterion")
 
 
 @dataclass(frozen=True)
@@ -101,8 +109,13 @@ def prune(
         NonFiniteLoss: statistics are not finite.
     """
     kept = {unit.name: count for unit, count in zip(allocation.units, allocation.kept, strict=True)}
-    walk = BlockWalk(view, windows, batch_size)
     facts: list[PrunedMatrix] = []
+    if not how.calibrates:
+        return [
+            _prune_matrix(name, linear, Gram.zeros(linear.in_features, full=False), kept[name], how)
+            for name, linear in view.prunable.items()
+        ]
+    walk = BlockWalk(view, windows, batch_size)
     # The sweep over columns is many small products: one matrix a thread is faster than several threads a product.
     workers = torch.get_num_threads() if view.model.device.type == "cpu" else 1
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -29,6 +29,7 @@ class Saliency:
         needs_inverse: whether ``score`` reads diag H^-1, and so needs a full Gram.
         paper: authors and year.
         section: where it is defined.
+        reads_input: whether ``score`` reads H at all, and so needs calibration text.
     """
 
     score: Score
@@ -36,6 +37,7 @@ class Saliency:
     needs_inverse: bool
     paper: str
     section: str
+    reads_input: bool = True
 
 
 def magnitude(weight: Tensor, diag: Tensor, inverse: Tensor | None) -> Tensor:
@@ -74,7 +76,7 @@ def _given(inverse: Tensor | None) -> Tensor:
 
 
 SALIENCIES: dict[str, Saliency] = {
-    "magnitude": Saliency(magnitude, "matrix", False, "Han et al. 2015", "section 3"),
+    "magnitude": Saliency(magnitude, "matrix", False, "Han et al. 2015", "section 3", reads_input=False),
     "wanda": Saliency(wanda, "row", False, "Sun et al. 2023", "Eq. 1"),
     "obd": Saliency(obd, "matrix", False, "LeCun et al. 1989", "MS section 2.2"),
     "obs": Saliency(obs, "matrix", True, "Hassibi and Stork 1992", "MS Eq. 2"),

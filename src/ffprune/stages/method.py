@@ -16,7 +16,7 @@ from torch import Tensor
 from ffprune.allocate.besa import learn_rates
 from ffprune.allocate.problem import Problem, Reward
 from ffprune.allocate.search import Store
-from ffprune.allocate.table import Allocator, Decision, Evidence, Looked, Request
+from ffprune.allocate.table import Allocator, Decision, Evidence, Looked, Need, Request
 from ffprune.compress import slicegpt, structured, svd_llm, unstructured
 from ffprune.compress.cut import cut, order_of
 from ffprune.compress.table import Compressor
@@ -176,25 +176,29 @@ class Workshop:
 
     def _evidence(self) -> Evidence:
         """What the allocator needs to know of the dense model."""
-        allocator, compressor = self.rows
         study, view, windows = self.study, self.view, self.calibration
-        needs, known = set(allocator.needs), Evidence()
-        criterion = self.recipe.criterion
-        if "outliers" in needs:
-            known = Evidence(outliers=evidence.outlier_shares(view, windows, self._batch, study.owl_multiple))
-        if "granule_scores" in needs:
-            known = Evidence(granule_scores=evidence.granule_scores(view, windows, self._batch))
-        if "sensitivity" in needs:
-            known = Evidence(sensitivity=evidence.sensitivity(view, windows, study.hutchinson, self.seed))
-        if "curves" in needs:
-            assert criterion is not None
-            curves = evidence.unit_curves if compressor.granularity == "structured" else evidence.matrix_curves
-            known = Evidence(
-                curves=curves(view, windows, self._batch, criterion, study.damping, study.fisher, self.seed)
-            )
-        if "block_rates" in needs:
-            known = Evidence(block_rates=self._block_rates())
-        return known
+        measures: dict[Need, Callable[[], Any]] = {
+            "outliers": lambda: evidence.outlier_shares(view, windows, self._batch, study.owl_multiple),
+            "granule_scores": lambda: evidence.granule_scores(view, windows, self._batch),
+            "sensitivity": lambda: evidence.sensitivity(view, windows, study.hutchinson, self.seed),
+            "curves": self._curves,
+            "block_rates": self._block_rates,
+        }
+        return Evidence(**{need: measures[need]() for need in self.rows[0].needs if need != "reward"})
+
+    def _curves(self) -> list[evidence.Floats]:
+        assert self.recipe.criterion is not None
+        structured_units = self.rows[1].granularity == "structured"
+        curves = evidence.unit_curves if structured_units else evidence.matrix_curves
+        return curves(
+            self.view,
+            self.calibration,
+            self._batch,
+            self.recipe.criterion,
+            self.study.damping,
+            self.study.fisher,
+            self.seed,
+        )
 
     def _block_rates(self) -> dict[str, float]:
         def learn(ranks: Any, errors: Any) -> dict[str, float]:
@@ -204,7 +208,10 @@ class Workshop:
         return prune_in_turn(self.view, self.calibration, 1, learn)
 
     def _reward(self) -> PerplexityReward:
-        """Perplexity of the really pruned model, a copy that trials are set on."""
+        """Perplexity of the really pruned model, a copy that trials are set on.
+
+        Its cuts are repaired by plain ridge, whose factorisation serves every trial, or not at all.
+        """
         allocator, compressor = self.rows
         recipe, study = self.recipe, self.study
         assert recipe.criterion is not None
@@ -217,7 +224,7 @@ class Workshop:
             orders = [
                 order_of(recipe.criterion, view.unit_linears(i), gram, study.damping) for i, gram in enumerate(last)
             ]
-            repairs = [xx for gram in last if (xx := gram.xx) is not None] if recipe.repair == "ridge" else None
+            repairs = [xx for gram in last if (xx := gram.xx) is not None] if "ridge" in (recipe.repair or "") else None
             plan = structured.prepare(view, orders, repairs, study.damping, self.dtype)
         else:
             full = list(view.prunable) if SALIENCIES[recipe.criterion].needs_inverse else []

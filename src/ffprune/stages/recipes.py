@@ -47,6 +47,12 @@ def rows_of(name: str, recipe: Recipe) -> tuple[Allocator, Compressor]:
             f"GPTQ follows {_names(n for n, row in COMPRESSORS.items() if row.quantises)}",
             "Change the compressor, or set quantize to null",
         )
+    if "curves" in allocator.needs and recipe.criterion == FLUCTUATION:
+        raise ParameterError(
+            f"{where}.criterion {FLUCTUATION} was asked for with allocator {recipe.allocator}",
+            f"Its loss curves need a criterion that says what error a cut leaves: {_names(CRITERIA)}",
+            "Change the criterion or the allocator",
+        )
     _check_search(where, recipe, allocator)
     return allocator, compressor
 
