@@ -9,6 +9,7 @@ from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.core.budget import Bounds, reachable
 from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.units import Allocation, Unit
+from tests.allocate.matrices import has_gaps
 from tests.allocate.worlds import assert_exact, between, layers, models
 from tests.oracles import dynamic as oracle
 
@@ -70,7 +71,7 @@ def test_budget_is_exact_and_bounds_hold_for_any_step(
     except UnreachableSparsity as refusal:
         # Whole granules near the very ends of the reach leave gaps, which to_allocation explains.
         assert "gaps" in str(refusal)
-        assert bounds.high < 1 or share > 0.5
+        assert has_gaps(units, bounds)
         return
     assert_exact(found, target)
     for unit, kept, retention in zip(units, found.kept, found.retention, strict=True):
@@ -100,3 +101,19 @@ def test_what_no_allocation_reaches_is_refused() -> None:
     highest = reachable(units, Bounds(0.5, 1.0))[1]
     with pytest.raises(UnreachableSparsity, match=r"Lower search\.min_keep"):
         dynamic_programming(units, curves, highest + 0.01, Bounds(0.5, 1.0), 1)
+
+
+def test_matrices_need_a_few_levels_only() -> None:
+    """Losses of a million weights at 21 levels: on the exact budget, and where it costs least."""
+    sizes, weights = (400_000, 1_000_003, 250_000, 999_999), (1.0, 4.0, 0.5, 2.0)
+    units = tuple(Unit(f"layers.{i}.q", "weight", i, size, 1) for i, size in enumerate(sizes))
+    levels = np.linspace(0, 1, 21)
+    curves = [w * (1 - levels) ** 2 for w in weights]
+    found = dynamic_programming(units, curves, 0.5, Bounds(0.05, 1.0), 1000)
+    assert_exact(found, 0.5)
+    # At the optimum of convex losses, the marginal loss of a weight is the same everywhere (up to a level).
+    marginal = [2 * w * (1 - r) / n for w, r, n in zip(weights, found.retention, sizes, strict=True)]
+    steps = [2 * w * 0.05 / n for w, n in zip(weights, sizes, strict=True)]
+    inside = [i for i, r in enumerate(found.retention) if 0.1 < r < 0.95]
+    assert len(inside) >= 2
+    assert max(marginal[i] for i in inside) - min(marginal[i] for i in inside) <= 2 * max(steps[i] for i in inside)

@@ -120,3 +120,11 @@ def test_trial_masks_are_those_of_dense_inputs(view: ModelView, criterion: str) 
     plan.apply(Allocation.dense(view.weight_units))
     for linear, dense in zip(view.prunable.values(), plan.weights, strict=True):
         assert torch.equal(linear.weight, dense)
+
+
+def test_magnitude_asks_the_model_nothing(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffprune.compress.unstructured.BlockWalk", lambda *given: pytest.fail("the model was run"))
+    facts = prune(view, uneven(view), WINDOWS, 4, how("magnitude"), dense_inputs=False)
+    assert [m.kept for m in facts] == list(uneven(view).kept)
+    with pytest.raises(pytest.fail.Exception):
+        prune(view, uneven(view), WINDOWS, 4, how("wanda"), dense_inputs=False)

@@ -262,8 +262,9 @@ def _eas(request: Request) -> Decision:
 
 
 def _evopress(request: Request) -> Decision:
-    offspring = max(2, min(64, request.trials // 8))
-    settings = EvoPress(offspring, (max(2, offspring // 4), 1), (1 / 2, 1.0))
+    # The published settings where they get twenty generations; few offspring and larger levels go further with less.
+    published, small = EvoPress(), EvoPress(8, (2, 1), (1 / 2, 1.0), 1 / 2)
+    settings = published if request.trials >= 20 * published.trials_per_generation else small
     problem = replace(request.problem, starts={"uniform": _uniform(request).allocation})
     return _evolved(
         evopress(problem, settings, request.trials, request.seed, lambda trial: request.on_trial(_looked(trial)))

@@ -14,8 +14,8 @@ def wifv(weight: Tensor, gram: Gram, squared: bool = False) -> Tensor:
         weight: float ``[d_out, n]``, a unit's last linear map.
         gram: of its input; the diagonal and the totals are enough.
         squared: square the score once more, as the published code does with the columns of o_proj and not with those
-            of down_proj. METHODS and the paper do not; it changes which heads go, and how they compare with
-            channels in :func:`ffprune.allocate.flap.global_threshold`.
+            of down_proj. METHODS 5 does not. It changes how heads compare with channels in
+            :func:`ffprune.allocate.flap.global_threshold`, and which heads go.
 
     Returns:
         float64 ``[n]``.
