@@ -37,6 +37,23 @@ def test_order_edges_and_staleness(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_plan(root, ["e"])
 
 
+def test_a_study_and_its_project_leave_each_other_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_repo(tmp_path, monkeypatch)
+    study = root / "studies" / "tiny"
+    study.mkdir(parents=True)
+    (study / "dvc.yaml").write_text(
+        """
+stages:
+  method: {foreach: {x: 1, y: 2}, do: {cmd: "cp ../../a.txt ${key}", deps: [../../a.txt], outs: ["${key}"]}}
+"""
+    )
+    assert set(read_plan(root).upstream) == set("abcd")
+    monkeypatch.chdir(study)
+    # What its stages need of the project comes along, by the name DVC gives it here.
+    assert set(read_plan(study).upstream) == {"method@x", "method@y", "../../dvc.yaml:a"}
+    assert set(read_plan(study, ["method@x"]).upstream) == {"method@x", "../../dvc.yaml:a"}
+
+
 def test_dvc_reads_the_projects_own_pipeline() -> None:
     order = list(read_plan(REPO).upstream)
     assert order.index("prune") < order.index("ridge") < order.index("evaluate") < order.index("report")

@@ -25,6 +25,9 @@ class Plan:
 def read_plan(root: Path, targets: Sequence[str] = ()) -> Plan:
     """Read dvc.yaml and the workspace's state; ``targets`` limits both to these stages and what they need.
 
+    Without targets the stages are those of the current folder's dvc.yaml, as ``dvc repro`` takes them: a project's run
+    leaves its studies alone, and a study's run the project.
+
     Raises:
         ParameterError: a target is no stage.
     """
@@ -37,7 +40,8 @@ def read_plan(root: Path, targets: Sequence[str] = ()) -> Plan:
         order = [node.addressing for node in nx.dfs_postorder_nodes(graph)]
         upstream = {n.addressing: tuple(v.addressing for v in graph.successors(n)) for n in graph.nodes}
         stale = set(repo.status())
-    wanted = _with_ancestors(targets, upstream) if targets else set(order)
+    # DVC names the stages of other folders PATH:NAME.
+    wanted = _with_ancestors(targets or [name for name in order if ":" not in name], upstream)
     return Plan({n: upstream[n] for n in order if n in wanted}, frozenset(stale & wanted))
 
 
