@@ -57,8 +57,8 @@ test: check ## All tests: those of check, then the slow ones.
 ui: $(STAMP) ## Start the MLflow and Prefect pages (MLFLOW_PORT, PREFECT_PORT); Ctrl-C stops both.
 	@VENV_BIN=$(BIN) MLFLOW_PORT=$(MLFLOW_PORT) PREFECT_PORT=$(PREFECT_PORT) scripts/ui.sh
 
-bench: $(STAMP) ## Run the timed comparisons in benchmarks/.
-	@for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit 1; done
+bench: $(STAMP) ## Run the comparisons in benchmarks/ that have no result yet.
+	@for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
 
 lock: $(STAMP) ## Resolve the dependencies anew into requirements.lock.
 	$(BIN)/pip-compile --quiet --extra=dev --strip-extras --no-emit-find-links --no-emit-index-url \
