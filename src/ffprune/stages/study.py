@@ -51,10 +51,8 @@ def reproduce_exhibit(name: str, model: str | None, full: bool, run: bool) -> bo
     chosen = exhibit(name)
     recipes = chosen.recipes(full)
     study, folder = _open(model, recipes)
-    print(
-        f"{chosen.heading}: {chosen.title}, on {study}; about {chosen.minutes.of(full)} minutes on two cores",
-        flush=True,
-    )
+    if run:
+        _announce(f"{chosen.heading}: {chosen.title}, on {study}", chosen.minutes.of(full))
     needed = ["sensitivity"] if chosen.traces else []
     done = _run(folder, [*(METHOD.of(key).name for key in recipes), *needed]) if run else True
     traces = folder / TRACES
@@ -74,11 +72,17 @@ def compare(model: str | None, full: bool, run: bool) -> bool:
     methods = comparison_methods()
     recipes = methods.recipes(full)
     study, folder = _open(model, recipes)
-    print(f"{len(recipes)} methods on {study}; about {methods.minutes.of(full)} minutes on two cores", flush=True)
+    if run:
+        _announce(f"{len(recipes)} methods on {study}", methods.minutes.of(full))
     done = _run(folder, [METHOD.of(key).name for key in recipes]) if run else True
     everything = load_params(folder / PARAMS_FILE).methods
     _publish(folder, "comparison", comparison(_results(folder, everything), _setting(folder, study)))
     return done
+
+
+def _announce(what: str, minutes: int) -> None:
+    """What it will cost, before it starts."""
+    print(f"{what}; about {minutes} minutes on two cores with the default model, if nothing is cached", flush=True)
 
 
 def _open(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path]:
