@@ -18,9 +18,9 @@ from ffprune.allocate.agent import Agent, Preset
 from ffprune.allocate.env import SCORE_LIMIT, Episode, PruningEnv
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import SearchResult, compare, most_promising
+from ffprune.allocate.trials import on_budget
 from ffprune.core.budget import check_reachable, least_count, limits, removed
 from ffprune.core.policy import scores_for
-from ffprune.core.rounding import to_allocation
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 
@@ -124,9 +124,9 @@ class MultiStepEnv(PruningEnv):
 
     def _exact(self, kept: Sequence[int]) -> Allocation:
         """On the exact budget and on the grid of the problem's step."""
-        problem = self.problem
-        retentions = np.array([k / u.granules for k, u in zip(kept, problem.units, strict=True)])
-        return to_allocation(retentions, retentions, problem.units, problem.sparsity, problem.bounds, problem.step)
+        return on_budget(
+            self.problem, np.array([k / u.granules for k, u in zip(kept, self.problem.units, strict=True)])
+        )
 
 
 def amc(

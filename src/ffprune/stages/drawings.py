@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ffprune.stages import figures
 from ffprune.stages.results import (
     TASKS,
     Measured,
@@ -114,14 +115,11 @@ def opacity(result: Result) -> float:
 
 
 def panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with its axes, row by row."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, **options)
-    for ax in grid.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25, linewidth=0.6)
+    """As :func:`ffprune.stages.figures.panels`, with the grid behind the bars."""
+    figure, axes = figures.panels(rows, columns, width, height, **options)
+    for ax in axes:
         ax.set_axisbelow(True)
-    return figure, list(grid.flat)
+    return figure, axes
 
 
 def ratio_bars(ax: Axes, labels: Sequence[str], results: Sequence[Result], ratios: Sequence[float | None]) -> None:

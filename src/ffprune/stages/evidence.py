@@ -25,6 +25,7 @@ from ffprune.models.curvature import output_curvature
 from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
 from ffprune.models.walk import collect
+from ffprune.stages.inputs import last_map
 from ffprune.stages.sections import Fisher, Hutchinson
 
 Floats = NDArray[np.float64]
@@ -48,12 +49,10 @@ def outlier_shares(view: ModelView, windows: Tensor, batch_size: int, multiple: 
 def granule_scores(view: ModelView, windows: Tensor, batch_size: int) -> list[Floats]:
     """FLAP: per structured unit, the fluctuation score of every input column of its last map, float64 ``[n]``."""
     grams = collect(view, windows, (), batch_size)
-    found = []
-    for index in range(len(view.units)):
-        parts = view.unit_linears(index)
-        gram = grams[f"layers.{view.block_of(index).index}.{parts.last_role}"]
-        found.append(wifv(parts.last.weight.detach(), gram).cpu().numpy())
-    return found
+    return [
+        wifv(linear.weight.detach(), grams[last_map(view, index)]).cpu().numpy()
+        for index, linear in enumerate(view.last_maps)
+    ]
 
 
 def unit_curves(

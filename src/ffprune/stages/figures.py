@@ -19,9 +19,10 @@ _COLORS = ("#0b6e99", "#d1603d", "#5b8c5a", "#7a5195", "#8a8a8a", "#c9a227")
 _ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def _axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with its axes, row by row; the options go to :meth:`Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in grid.flat:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25, linewidth=0.6)
@@ -35,7 +36,7 @@ def matrix_policy(allocation: Allocation) -> Figure:
     grid = np.full((len(roles), layers), np.nan)
     for unit, share in zip(allocation.units, allocation.retention, strict=True):
         grid[roles.index(unit.name.rpartition(".")[2]), unit.layer] = share
-    figure, (ax,) = _axes(1, 1, 9, 3.2)
+    figure, (ax,) = panels(1, 1, 9, 3.2)
     ax.grid(visible=False)
     image = ax.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=1)
     ax.set(yticks=range(len(roles)), yticklabels=roles, xlabel="layer")
@@ -45,7 +46,7 @@ def matrix_policy(allocation: Allocation) -> Figure:
 
 def policy(policies: Mapping[str, Allocation]) -> Figure:
     """Retention per layer, attention above FFN, a colour a policy."""
-    figure, axes = _axes(2, 1, 9, 5.2)
+    figure, axes = panels(2, 1, 9, 5.2)
     width = 0.8 / len(policies)
     for ax, (kind, title) in zip(axes, _KINDS, strict=True):
         for number, (name, allocation) in enumerate(policies.items()):
@@ -67,7 +68,7 @@ def policy(policies: Mapping[str, Allocation]) -> Figure:
 
 def episodes(searches: Mapping[str, Sequence[Mapping[str, str]]]) -> Figure:
     """Reward and perplexity of every trial, one column a search; a line joins the means of the updates."""
-    figure, axes = _axes(2, len(searches), 4.8 * len(searches), 5.6)
+    figure, axes = panels(2, len(searches), 4.8 * len(searches), 5.6)
     for column, (name, rows) in enumerate(searches.items()):
         finite = [row for row in rows if row["perplexity"] != ""]
         for row_number, key in enumerate(("reward", "perplexity")):
@@ -93,7 +94,7 @@ def episodes(searches: Mapping[str, Sequence[Mapping[str, str]]]) -> Figure:
 
 def sensitivity(traces: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]]) -> Figure:
     """Hessian traces with standard errors, per layer and matrix, and what cutting a third of a unit costs."""
-    figure, axes = _axes(3, 1, 9, 9)
+    figure, axes = panels(3, 1, 9, 9)
     layers = sorted({_layer(row["matrix"]) for row in traces})
     total = {layer: [r for r in traces if _layer(r["matrix"]) == layer] for layer in layers}
     axes[0].bar(
@@ -143,7 +144,7 @@ def sensitivity(traces: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[st
 
 def perplexity(dense: float, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Perplexity against sparsity, a line a method."""
-    figure, axes = _axes(1, 1, 7, 4.6)
+    figure, axes = panels(1, 1, 7, 4.6)
     for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         points = [(row["sparsity"], row["perplexity"]) for row in rows if row["method"] == method]
         points = [(0.0, dense), *((s, p) for s, p in points if p is not None)]

@@ -36,7 +36,7 @@ from ffprune.models.view import ModelView
 from ffprune.models.walk import collect
 from ffprune.stages import artifacts, evidence, figures
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, sample_windows
+from ffprune.stages.inputs import DTYPES, last_map, load, sample_windows
 from ffprune.stages.recipes import rows_of
 from ffprune.stages.record import CALIBRATION, DENSE, VALIDATION
 from ffprune.stages.search_store import SearchStore
@@ -218,7 +218,7 @@ class Workshop:
         view = ModelView(copy_model(self.view.model))
         plan: structured.Plan | unstructured.MaskPlan
         if compressor.granularity == "structured":
-            full = [f"layers.{u.layer}.{view.unit_linears(i).last_role}" for i, u in enumerate(view.units)]
+            full = [last_map(view, index) for index in range(len(view.units))]
             grams = collect(view, self.calibration, full, self._batch)
             last = [grams[name] for name in full]
             orders = [
