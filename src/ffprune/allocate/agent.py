@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
 from ffprune.allocate.env import PruningEnv
@@ -81,6 +82,8 @@ class Agent:
                 "log_std_init": float(np.log(preset.noise)),
             },
         )
+        # Without a logger of its own, learn() leaves an empty folder in the temporary directory at every call.
+        self._ppo.set_logger(Logger(folder=None, output_formats=[]))
         if start is not None:
             offset = start - self.act(env.final)
             layer: Any = self._ppo.policy.action_net
