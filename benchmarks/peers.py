@@ -82,6 +82,8 @@ PEERS: dict[str, Peer] = {
     "isc": Peer(_sparsegpt("uniform", "isc"), _UNMEASURED),
     "mixed_isc": Peer(_sparsegpt("trace_rank", "isc"), _UNMEASURED),
     "dynamic_ridge": Peer(_slice("dynamic_programming", "compensated_elimination", "ridge"), _STRUCTURED),
+    "dynamic_stream": Peer(_slice("dynamic_programming", "compensated_elimination", "stream"), _STRUCTURED),
+    "guided_stream": Peer(_slice("guided", "compensated_elimination", "stream", trials=48), _STRUCTURED),
     "dynamic_wanda": Peer(_mask("dynamic_programming", "wanda"), _UNMEASURED),
     "dynamic_isc": Peer(_sparsegpt("dynamic_programming", "isc"), _UNMEASURED),
     "warm_wanda": Peer(_mask("warm", "wanda", trials=64), _UNMEASURED),

@@ -82,6 +82,6 @@ class Bandit:
         self.calls.append((allocation, samples, draw))
         dense = 10 * math.exp(0 if draw is None else self.noise * math.sin(draw))
         if len(self.calls) - 1 in self.broken:
-            return Outcome(0.0, math.inf, dense, False, samples)
+            return Outcome(0.0, math.inf, math.inf, dense, False, samples)
         pruned = dense * math.exp(self.loss(allocation))
-        return Outcome(dense / pruned, pruned, dense, True, samples)
+        return Outcome(dense / pruned, math.log(pruned / dense), pruned, dense, True, samples)

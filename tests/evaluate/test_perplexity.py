@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
 from ffprune.core.errors import NonFiniteLoss, ParameterError, UnsupportedArchitecture
-from ffprune.evaluate.perplexity import assert_head_is_plain, perplexity, summarise, token_nll
+from ffprune.evaluate.logits import assert_head_is_plain
+from ffprune.evaluate.perplexity import perplexity, summarise, token_nll
 from tests.tiny import VOCAB, llama, spread
 
 

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import NonFiniteLoss, ParameterError, TooLittleText
 from ffprune.core.units import Allocation
 from ffprune.evaluate import reward as module
-from ffprune.evaluate.reward import REWARDS, PerplexityReward
+from ffprune.evaluate.reward import REWARDS, ModelReward
 from ffprune.models.surgery import UnitWeights, copy_model, read_unit, set_unit
 from ffprune.models.view import ModelView
 from tests.tiny import VOCAB
@@ -39,9 +39,9 @@ class Pruned:
         for index, kept in enumerate(allocation.kept):
             set_unit(self.view, index, self.weights(index, kept))
 
-    def reward(self, kind: str = "perplexity_ratio", **change: object) -> PerplexityReward:
+    def reward(self, kind: str = "perplexity_ratio", **change: object) -> ModelReward:
         options = {"windows": WINDOWS, "trial_samples": 4, "fixed": 3, "batch_size": 2, "seed": 0, **change}
-        return PerplexityReward(model=self.view.model, apply=self.apply, dense=self.dense, kind=kind, **options)  # type: ignore[arg-type]
+        return ModelReward(model=self.view.model, apply=self.apply, dense=self.dense, kind=kind, **options)  # type: ignore[arg-type]
 
 
 class Broken(Pruned):
@@ -83,6 +83,33 @@ def test_rewards_are_the_papers_of_the_perplexities(pruned: Pruned) -> None:
         assert outcome.tokens == 3 * 14
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("draw", [None, 3])
+def test_the_divergence_is_the_mean_of_kl_over_positions(pruned: Pruned, batch_size: int, draw: int | None) -> None:
+    reward = pruned.reward("divergence", batch_size=batch_size)
+    outcome = reward(pruned.cut, 4, draw)
+    windows = WINDOWS[reward._choose(4, draw)]
+    expected = kl_div(
+        log_probabilities(pruned, pruned.cut, windows),
+        log_probabilities(pruned, pruned.dense, windows),
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
+    # The dense distributions are kept in bfloat16.
+    assert outcome.loss == pytest.approx(float(expected.mean()), rel=1e-2)
+    assert outcome.reward == pytest.approx(math.exp(-outcome.loss))
+    assert outcome.perplexity == pytest.approx(direct(pruned, pruned.cut, windows), rel=1e-5)
+    assert outcome.dense_perplexity == pytest.approx(direct(pruned, pruned.dense, windows), rel=1e-5)
+    assert 0 <= reward(pruned.dense, 4, draw).loss < 1e-5
+
+
+def log_probabilities(pruned: Pruned, allocation: Allocation, windows: Tensor) -> Tensor:
+    pruned.apply(allocation)
+    model = copy_model(pruned.view.model).double()
+    with torch.no_grad():
+        return model(input_ids=windows).logits[:, :-1].log_softmax(-1)
+
+
 def test_the_dense_policy_has_a_ratio_of_one(pruned: Pruned) -> None:
     assert pruned.reward()(pruned.dense, 4, 0).reward == pytest.approx(1.0, abs=1e-6)
 
@@ -122,12 +149,12 @@ def test_fidelity_is_the_number_of_windows(pruned: Pruned) -> None:
     assert [reward(pruned.cut, n, 0).tokens for n in (1, 3, 4)] == [14, 42, 56]
 
 
-def test_the_dense_model_is_run_once_a_window(pruned: Pruned) -> None:
+def test_no_policy_is_run_twice_on_the_same_windows(pruned: Pruned) -> None:
     reward = pruned.reward()
     for draw in (0, 0, None, 0, None):
         reward(pruned.cut, 4, draw)
     assert pruned.asked.count(pruned.dense) == 2
-    assert pruned.asked.count(pruned.cut) == 5
+    assert pruned.asked.count(pruned.cut) == 2
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffprune.core.errors import ParameterError
+from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.models.blocks import BlockWalk
 from ffprune.models.view import ModelView
 from ffprune.models.walk import collect
@@ -74,3 +74,43 @@ def test_replaced_weights_carry_gradients_and_leave_the_layer_alone(view: ModelV
 def test_refuses_no_windows(view: ModelView) -> None:
     with pytest.raises(ParameterError, match="windows"):
         BlockWalk(view, WINDOWS[:0], 1)
+
+
+@pytest.fixture(params=sorted(MODELS.keys() - {"opt_projected"}))
+def pre_norm(request: pytest.FixtureRequest) -> ModelView:
+    return ModelView(spread(MODELS[request.param]()))
+
+
+def test_the_stream_behind_a_unit_is_what_a_layer_with_nothing_after_it_answers(pre_norm: ModelView) -> None:
+    view = pre_norm
+    walk = BlockWalk(view, WINDOWS, batch_size=2)
+    streams = walk.streams()
+    down = view.blocks[0].linears["down"]
+    whole = walk.observe()[1]
+    torch.testing.assert_close(streams["down"], whole)
+    with torch.no_grad():
+        down.weight.zero_()
+        if down.bias is not None:
+            down.bias.zero_()
+    torch.testing.assert_close(streams["o"], walk.observe()[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("role", ["o", "down"])
+def test_the_distance_from_ones_own_stream_is_nothing(pre_norm: ModelView, role: str) -> None:
+    walk = BlockWalk(pre_norm, WINDOWS, batch_size=1)
+    target = walk.streams()[role]
+    distance = walk.distance(role, target)
+    torch.testing.assert_close(distance.stream, target)
+    for moments, tokens in ((distance.fit, 4 * 12), (distance.held, 12)):
+        assert moments.gram.count == tokens
+        assert float(moments.cross.abs().max()) < 1e-3
+    # A target that is off by the same vector everywhere: its product with the sum of the inputs.
+    shift = torch.arange(target.shape[-1], dtype=torch.float32)
+    fit = walk.distance(role, target + shift).fit
+    torch.testing.assert_close(fit.cross, torch.outer(shift, fit.gram.total.float()), rtol=1e-2, atol=1e-2)
+
+
+def test_a_layer_that_norms_its_sums_is_refused() -> None:
+    walk = BlockWalk(ModelView(spread(MODELS["opt_projected"]())), WINDOWS, batch_size=2)
+    with pytest.raises(UnsupportedArchitecture, match="repair ridge"):
+        walk.streams()

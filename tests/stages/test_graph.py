@@ -54,6 +54,19 @@ stages:
     assert set(read_plan(study, ["method@x"]).upstream) == {"method@x", "../../dvc.yaml:a"}
 
 
+def test_data_that_dvc_keeps_is_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dvc.repo import Repo
+
+    root = make_repo(tmp_path, monkeypatch)
+    (root / "documents.jsonl").write_text("{}")
+    with Repo(str(root)) as repo:
+        repo.add("documents.jsonl")
+    (root / "documents.jsonl").write_text("{}{}")
+    plan = read_plan(root)
+    assert set(plan.upstream) == set("abcd")
+    assert not any("documents" in name for name in plan.stale)
+
+
 def test_dvc_reads_the_projects_own_pipeline() -> None:
     order = list(read_plan(REPO).upstream)
     assert order.index("prune") < order.index("ridge") < order.index("evaluate") < order.index("report")

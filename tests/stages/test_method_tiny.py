@@ -58,6 +58,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fastforward": searching("fastforward", repair="ridge", speed=True),
     "sparsitysolver": searching("sparsitysolver", compressor="mask", sparsity=0.6),
     "warm": searching("warm", compressor="mask", sparsity=0.6),
+    "guided": searching("guided", repair="stream"),
+    "guided-masks": searching("guided", compressor="mask", sparsity=0.6),
     "transfer-up": searching("warm", repair="ridge", first={"sparsity": 0.3, "trials": 16}),
     "transfer-down": searching("fastforward", sparsity=0.3, first={"sparsity": 0.4, "trials": 15}, zero_shot=True),
     "amc": searching("amc"),

@@ -30,16 +30,16 @@ CUT = Allocation(UNITS, (2, 30, 3, 12))
 
 
 def episodes() -> list[Episode]:
-    good = Outcome(0.1 + 0.2, 12.345678901234567, 10.0, True, 44)
-    bad = Outcome(0.0, math.inf, 10.0, False, 44)
+    good = Outcome(0.1 + 0.2, 0.1, 12.345678901234567, 10.0, True, 44)
+    bad = Outcome(0.0, math.inf, math.inf, 10.0, False, 44)
     scores = np.array([0.1, -1 / 3, 2e-17, 10.0])
-    return [Episode(0, 0.1 + 0.2, 3, scores, CUT, good), Episode(1, 1 / 3, 4, -scores, CUT, bad)]
+    return [Episode(0, 0.1 + 0.2, 3, 0, scores, CUT, good), Episode(1, 1 / 3, 4, 2, -scores, CUT, bad)]
 
 
 def starts() -> list[Candidate]:
     return [
-        Candidate("dynamic programming, bent", CUT, Outcome(0.5, 20.0, 10.0, True, 8)),
-        Candidate("hopeless", Allocation.dense(UNITS), Outcome(0.0, math.inf, 10.0, False, 8)),
+        Candidate("dynamic programming, bent", CUT, Outcome(0.5, 0.7, 20.0, 10.0, True, 8)),
+        Candidate("hopeless", Allocation.dense(UNITS), Outcome(0.0, math.inf, math.inf, 10.0, False, 8)),
     ]
 
 

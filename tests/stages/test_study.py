@@ -70,12 +70,35 @@ def test_a_studys_pipeline_finds_its_code_and_every_text(project: Path) -> None:
     made = YAML(typ="safe").load(study.pipeline((project / "dvc.yaml").read_text(), ["wikitext2", "ptb"]))
     assert list(made["stages"]) == list(study.STAGES)
     method = made["stages"]["method"]["do"]
-    assert [dep for dep in method["deps"] if dep.startswith("${")] == ["${study.texts.wikitext2}", "${study.texts.ptb}"]
+    assert [dep for dep in method["deps"] if dep.startswith("${")] == [
+        *("${study.texts.wikitext2}", "${study.texts.ptb}"),
+        "${study.zero_shot.data}",
+    ]
     for entry in made["stages"].values():
         code = [dep for dep in entry.get("do", entry)["deps"] if "src/" in dep]
         assert code
         assert all(dep.startswith("../../src/") for dep in code)
         assert all((REPO / dep.removeprefix("../../")).exists() for dep in code)
+
+
+def test_studies_share_the_projects_documents_of_tasks(project: Path) -> None:
+    recipes = exhibit("ms-table-1").recipes(False)
+    _, folder = study._open("tiny", recipes)
+    shared = Path("data/zero_shot")
+    assert list(shared.iterdir()) == []  # made, since a method depends on it; the hub is asked then
+    data = load_params(folder / "params.yaml").study.zero_shot.data
+    assert (folder / data).resolve() == shared.resolve()
+    method = files(folder)["dvc.yaml"]["stages"]["method"]["do"]
+    assert "${study.zero_shot.data}" in method["deps"]
+    # Later the study's own word counts, and an absolute path is as good in a study as in the project.
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace(data, "elsewhere"))
+    study._open("tiny", recipes)
+    assert load_params(folder / "params.yaml").study.zero_shot.data == "elsewhere"
+    shutil.rmtree(folder)
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("data/zero_shot", "/far/away"))
+    study._open("tiny", recipes)
+    assert load_params(folder / "params.yaml").study.zero_shot.data == "/far/away"
 
 
 def test_wrong_names_are_refused_with_those_there_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tests.tiny import character_tokenizer, llama, opt, spread
 from tests.toy import REPO
 
 MODELS = {"llama": llama, "opt": opt}
-METHODS = ("uniform", "uniform+ridge", "handmade+ridge", "searched", "searched+ridge")
+METHODS = ("uniform", "uniform+ridge", "handmade+ridge", "searched", "searched+ridge", "searched+stream")
 SMALL: dict[str, Any] = {
     "compute": {"dtype": "float32", "threads": 1, "matmul_precision": "highest"},
     "model": {"source": {"kind": "local", "path": "source/model"}, "storage_dtype": "float32"},
@@ -27,8 +27,17 @@ SMALL: dict[str, Any] = {
         "fisher": {"windows": 4, "seqlen": 16, "batch_size": 2},
         "hutchinson": {"probes": 2, "windows": 2, "seqlen": 8, "batch_size": 2, "product": "exact"},
     },
-    "search": {"episodes": 16, "step": 4, "seqlen": 16, "samples": 2, "final_samples": 3, "finalists": 1},
+    "search": {
+        "episodes": 16,
+        "step": 4,
+        "seqlen": 16,
+        "samples": 2,
+        "final_samples": 3,
+        "finalists": 1,
+        "guide": {"imagined": 64},
+    },
     "transfer": {"episodes": 16},
+    "ridge": {"stream": {"windows": 8, "seqlen": 24, "batch_size": 2}},
     "evaluate": {
         "windows": 4,
         "seqlen": 24,

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
-from ffprune.allocate.env import PruningEnv
+from ffprune.allocate.env import PolicyEnv
 from ffprune.core.errors import ParameterError
 
 
@@ -46,11 +46,13 @@ PRESETS: dict[str, Preset] = {
     "sparsitysolver": Preset((256, 256), (64, 64), 5e-4, 0.2, 15, 10, 1.0),
     # About a hundred episodes from a good start: larger steps, less noise.
     "warm": Preset((256, 128), (256, 128), 1e-2, 0.2, 16, 10, 0.3),
+    # Thousands of episodes on a model of the reward, as departures from the policy that is best by the sum of curves.
+    "guided": Preset((256, 128), (256, 128), 3e-3, 0.2, 64, 10, 0.1),
 }
 
 
 class Agent:
-    """PPO over a :class:`PruningEnv`, driven one update at a time so that it can be saved between updates.
+    """PPO over a :class:`PolicyEnv`, driven one update at a time so that it can be saved between updates.
 
     Args:
         env: the environment.
@@ -60,7 +62,7 @@ class Agent:
             untrained policy gives at the problem's final sparsity; None starts from nothing (scores near 0).
     """
 
-    def __init__(self, env: PruningEnv, preset: Preset, seed: int, start: NDArray[np.float64] | None = None) -> None:
+    def __init__(self, env: PolicyEnv, preset: Preset, seed: int, start: NDArray[np.float64] | None = None) -> None:
         self.preset, self.env = preset, env
         self._steps = preset.episodes_per_update * env.steps
         self._ppo = PPO(

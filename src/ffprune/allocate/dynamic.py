@@ -69,6 +69,11 @@ def dynamic_programming(
     return to_allocation(retentions, retentions, units, sparsity, bounds, step)
 
 
+def coin(units: Sequence[Unit], step: int) -> int:
+    """The step to plan with: the search's own, but for matrices as fine as curves need and a table of sums can hold."""
+    return max(1, sum(unit.params for unit in units) // 5000) if units[0].kind == "weight" else step
+
+
 def _options(
     unit: Unit, curve: NDArray[np.float64], fewest: int, most: int, step: int, coin: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

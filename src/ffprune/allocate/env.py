@@ -28,6 +28,7 @@ class Episode:
         number: 0-based position in the search.
         sparsity: the target of this episode (FF Eq. 4).
         samples: fidelity of this episode (FF Eq. 5).
+        draw: which draw of samples it read; episodes of the same draw read the same text.
         scores: float64 ``[N]``, the action A_t.
         allocation: the policy after mapping.
         outcome: what its evaluation gave.
@@ -36,12 +37,39 @@ class Episode:
     number: int
     sparsity: float
     samples: int
+    draw: int
     scores: NDArray[np.float64]
     allocation: Allocation
     outcome: Outcome
 
 
-class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+class PolicyEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """State: a target sparsity; action: one unbounded score per unit.
+
+    Args:
+        problem: what is to be allocated.
+
+    Attributes:
+        problem: what is to be allocated.
+        steps: steps of an episode.
+        episode: episodes so far.
+    """
+
+    steps = 1
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.episode = 0
+        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-SCORE_LIMIT, SCORE_LIMIT, (len(problem.units),), np.float32)
+
+    @property
+    def final(self) -> NDArray[np.float32]:
+        """What the agent sees first when the target is the problem's own."""
+        return np.array([self.problem.sparsity], dtype=np.float32)
+
+
+class PruningEnv(PolicyEnv):
     """One step per episode: state = target sparsity, action = one unbounded score per unit.
 
     The sparsity and fidelity curricula (FF Eq. 3-5) change between updates, never within one, so that the
@@ -52,12 +80,7 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         schedule: alpha(t) in episodes.
         episodes_per_update: episodes that share one task and one draw of samples.
         on_episode: told of every episode as it ends.
-
-    Attributes:
-        steps: steps of an episode.
     """
-
-    steps = 1
 
     def __init__(
         self,
@@ -66,12 +89,10 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         episodes_per_update: int,
         on_episode: Callable[[Episode], None],
     ) -> None:
-        self.problem, self.schedule = problem, schedule
-        self.episode = 0
+        super().__init__(problem)
+        self.schedule = schedule
         self._per_update, self._on_episode = episodes_per_update, on_episode
         self._lowest = reachable(problem.units, problem.bounds)[0]
-        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-SCORE_LIMIT, SCORE_LIMIT, (len(problem.units),), np.float32)
 
     @property
     def _update(self) -> int:
@@ -87,11 +108,6 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def samples(self) -> int:
         """n_eval(t) of the current update (FF Eq. 5)."""
         return self.schedule.samples_at(self._update * self._per_update, self.problem.reward.most_samples)
-
-    @property
-    def final(self) -> NDArray[np.float32]:
-        """What the agent sees first when the target is the problem's own."""
-        return np.array([self.problem.sparsity], dtype=np.float32)
 
     def _observe(self) -> NDArray[np.float32]:
         return np.array([self.sparsity], dtype=np.float32)
@@ -112,8 +128,9 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def _finish(self, scores: NDArray[np.float64], allocation: Allocation) -> float:
         """Evaluate the policy of an episode, which ends, and tell of it; the reward."""
         sparsity, samples = self.sparsity, self.samples
-        outcome = self.problem.reward(allocation, samples, self._update)
-        episode = Episode(self.episode, sparsity, samples, scores, allocation, outcome)
+        draw = self._update
+        outcome = self.problem.reward(allocation, samples, draw)
+        episode = Episode(self.episode, sparsity, samples, draw, scores, allocation, outcome)
         self.episode += 1
         self._on_episode(episode)
         return outcome.reward

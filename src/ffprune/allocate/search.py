@@ -39,7 +39,7 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        best: the candidate with the lowest perplexity.
+        best: the candidate with the lowest loss.
         candidates: all that were compared, best first.
         start: name of the start the agent began from; None when it began from nothing.
         episodes: every trial.
@@ -134,7 +134,7 @@ def rescore(problem: Problem, policies: Sequence[tuple[str, Allocation]]) -> lis
     scored = [
         Candidate(name, allocation, problem.reward(allocation, most, None)) for name, allocation in distinct(policies)
     ]
-    return sorted(scored, key=lambda c: c.outcome.perplexity)
+    return sorted(scored, key=lambda c: c.outcome.loss)
 
 
 def compare(
@@ -153,7 +153,7 @@ def compare(
     """
     scored = {candidate.allocation.kept for candidate in known}
     fresh = [(name, allocation) for name, allocation in distinct(found) if allocation.kept not in scored]
-    candidates = sorted([*known, *rescore(problem, fresh)], key=lambda c: c.outcome.perplexity)
+    candidates = sorted([*known, *rescore(problem, fresh)], key=lambda c: c.outcome.loss)
     if not candidates[0].outcome.finite:
         raise NonFiniteLoss(
             f"A policy of sparsity {problem.sparsity} was asked for; none of {len(candidates)} candidates of "

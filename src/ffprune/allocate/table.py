@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from ffprune.allocate.agent import PRESETS
 from ffprune.allocate.besa import besa
-from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.allocate.dynamic import coin, dynamic_programming
 from ffprune.allocate.env import Episode
 from ffprune.allocate.evolution import Evolution, eas
 from ffprune.allocate.evopress import EvoPress, evopress
 from ffprune.allocate.flap import global_threshold
+from ffprune.allocate.guided import Guidance, guided
 from ffprune.allocate.multi_step import amc
 from ffprune.allocate.owl import owl
 from ffprune.allocate.problem import Problem
-from ffprune.allocate.search import Candidate, Store, search
+from ffprune.allocate.search import Candidate, SearchResult, Store, search
 from ffprune.allocate.trace_rank import trace_rank
 from ffprune.allocate.trials import Evolved, Trial
 from ffprune.allocate.uniform import handmade, uniform
@@ -181,10 +182,7 @@ def _trace_rank(by_layer: bool) -> Callable[[Request], Decision]:
 def _dynamic(request: Request) -> Decision:
     problem, curves = request.problem, request.evidence.curves
     assert curves is not None
-    step = problem.step
-    if problem.units[0].kind == "weight":
-        # As fine as the curves need, and few enough coins for a table of sums.
-        step = max(1, sum(unit.params for unit in problem.units) // 5000)
+    step = coin(problem.units, problem.step)
     return Decision(dynamic_programming(problem.units, curves, problem.sparsity, problem.bounds, step))
 
 
@@ -207,8 +205,7 @@ def _agent(preset: str, starts: bool) -> Callable[[Request], Decision]:
             # A trained agent needs no curriculum.
             shape = request.schedule if trained is None else replace(request.schedule, alpha_start=1.0)
             schedule = Schedule.scaled(shape.alpha_start, shape.k, shape.t0, episodes=trials)
-            found = search(
-                problem,
+            rest = (
                 PRESETS[preset],
                 schedule,
                 trials,
@@ -218,6 +215,12 @@ def _agent(preset: str, starts: bool) -> Callable[[Request], Decision]:
                 lambda episode: request.on_trial(_looked(episode)),
                 trained,
             )
+            if preset == "guided":
+                assert request.evidence.curves is not None
+                both = [sparsity, *([request.first[0]] if request.first else []), request.problem.sparsity]
+                found: SearchResult = guided(problem, request.evidence.curves, Guidance.around(both), *rest)
+            else:
+                found = search(problem, *rest)
             trained = found.agent
             facts[f"candidates at {sparsity:g}"] = _ratios(found.candidates)
         return Decision(found.best.allocation, facts)
@@ -324,6 +327,14 @@ ALLOCATORS: dict[str, Allocator] = {
         "ffprune",
         "PPO from dynamic programming",
         needs=("reward", "curves"),
+        transfers=True,
+    ),
+    "guided": Allocator(
+        _agent("guided", starts=True),
+        "ffprune",
+        "trials chosen by a model of the loss, which PPO trains on",
+        needs=("reward", "curves"),
+        reward="divergence",
         transfers=True,
     ),
     "amc": Allocator(

@@ -32,12 +32,12 @@ class Repair:
     """One way to make up for the granules that went.
 
     Attributes:
-        mend: the function.
+        mend: the function; None for the repair that reads more than a Gram, :func:`ffprune.compress.follow.follow`.
         paper: authors and year, or the paper's own name.
         section: where it is defined.
     """
 
-    mend: Mend
+    mend: Mend | None
     paper: str
     section: str
 
@@ -62,6 +62,7 @@ REPAIRS: dict[str, Repair] = {
     "ridge": Repair(_ridge, "FF, SS", "FF Eq. 6-7, SS Eq. 3-10"),
     "bias": Repair(_bias, "An et al. 2024", "FLAP: pruned channels are replaced by their mean"),
     "mean+ridge": Repair(affine_repair, "ffprune", "ridge on departures from the mean, and a bias"),
+    "stream": Repair(None, "ffprune", "ridge towards the dense residual stream, damping chosen on held-out text"),
 }
 
 
@@ -100,7 +101,7 @@ def cut(
         windows: int64 ``[n, seqlen]``, calibration text.
         batch_size: windows a forward pass.
         criterion: row of :data:`ffprune.core.importance.CRITERIA`, or ``flap``.
-        repair: row of :data:`REPAIRS`.
+        repair: row of :data:`REPAIRS` that has a function.
         damping: of every Gram, relative to its mean diagonal.
         dense_inputs: calibrate on the dense model.
         progress: told of layers done and in all.
@@ -112,6 +113,7 @@ def cut(
     if criterion != FLUCTUATION:
         look_up(CRITERIA, criterion, "criterion")
     mend = look_up(REPAIRS, repair, "repair").mend
+    assert mend is not None, "follow() does this repair"
     walk = BlockWalk(view, windows, batch_size)
     for block in view.blocks:
         grams, outputs = walk.observe(("o", "down"))

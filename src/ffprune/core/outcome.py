@@ -11,6 +11,8 @@ class Outcome:
 
     Attributes:
         reward: the agent's reward; 0 when the loss was not finite.
+        loss: what policies are compared by, in nats a token above the dense model: the logarithm of the ratio of
+            perplexities, or the divergence from the dense model; infinite when it was not finite.
         perplexity: of the pruned model on the samples; infinite when the loss was not finite.
         dense_perplexity: of the dense model on the same samples.
         finite: whether the loss was finite.
@@ -18,6 +20,7 @@ class Outcome:
     """
 
     reward: float
+    loss: float
     perplexity: float
     dense_perplexity: float
     finite: bool

@@ -1,20 +1,17 @@
-"""Zero-shot tasks through lm-evaluation-harness, and the project's own small task (METHODS 8)."""
+"""Zero-shot tasks through lm-evaluation-harness (METHODS 8)."""
 
 from __future__ import annotations
 
-import bisect
 import copy
 import difflib
 import io
 import json
 import logging
 import random
-import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +19,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ffprune.core.errors import MissingInput, NoNetwork, ParameterError, TooLittleText
+from ffprune.core.errors import MissingInput, NoNetwork, ParameterError
 
-#: Name of the task that :func:`build_cloze_task` writes.
-CLOZE_TASK = "wiki_continuation"
-
-_TASK = """\
-# Which of four sentences follows the context? Written by ffprune from its own test split.
-# data_files is relative to this file; ffprune finds it from anywhere, lm_eval itself from this folder.
-task: wiki_continuation
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: wiki_continuation.jsonl
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{context}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: gold
-target_delimiter: " "
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-  - metric: acc_norm
-    aggregation: mean
-    higher_is_better: true
-metadata:
-  version: 1.0
-"""
-
-_CONTEXT_CHARACTERS = 160  # a few sentences; lm-eval reads the context once per choice
-_SENTENCE_CHARACTERS = range(40, 101)
-_CHOICES = 4
-_NEAREST = 12  # distractors are drawn from at least this many sentences, where there are as many
-_SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]%][.!?])[\"”]?\s+(?=[\"“(]?[A-Z])")
 _LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
+_SPLITS = ("train", "validation", "test")
 _CHATTY = ("lm_eval", "datasets", "transformers", "huggingface_hub")
 
 
@@ -69,6 +34,7 @@ def evaluate_tasks(
     limit: int | None = None,
     batch_size: int = 8,
     seed: int = 0,
+    data: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Zero-shot accuracy on tasks, by lm-eval's own model wrapper, task loader and evaluator.
 
@@ -80,20 +46,25 @@ def evaluate_tasks(
         tokenizer: its tokenizer; not changed.
         tasks: names of tasks, groups or tags, or paths of task files (``*.yaml``). A task file's relative
             ``data_files`` are looked for next to that file. Names are looked up in ``include_path`` first;
-            lm-eval's stock tasks, which need the hub, are indexed (10 s or more) only for names not found
-            there. Task files may name Python functions, which run: use files you trust.
+            lm-eval's stock tasks, which need ``data`` or the hub, are indexed (10 s or more) only for names not
+            found there. Task files may name Python functions, which run: use files you trust.
         include_path: folder with task files, searched for names.
-        limit: items per task, the first ones; None for all.
+        limit: items of every task (of a group, of every task in it), drawn at random by ``seed`` alone, so that
+            every model is asked the same ones; None for all.
         batch_size: sequences per forward pass.
-        seed: of every random generator that tasks use.
+        seed: of the draw of items and of every random generator that tasks use.
+        data: folder with documents of stock tasks, ``TASK_SPLIT.jsonl`` or ``TASK_SPLIT*.jsonl`` with a split train,
+            validation or test: a JSON object a line, fields as on the hub. A stock task that is asked by its own
+            name (not through a group or tag) and has a file here reads nothing else; one without goes to the hub.
 
     Returns:
         Task (or group) name -> ``acc``, ``acc_stderr``, ``acc_norm``, ``acc_norm_stderr`` or whatever
         metrics the task has, as shares (not percent), and ``n``, the number of items.
 
     Raises:
-        MissingInput: a task file, ``include_path`` or a task's data file is not there.
-        ParameterError: no task, an unknown name, limit or batch_size below 1.
+        MissingInput: a task file, ``include_path``, ``data`` or a task's data file is not there.
+        ParameterError: no task, an unknown name, limit or batch_size below 1; in ``data``, two files for a split, a
+            file that is not JSON Lines, or documents that the task cannot ask.
         NoNetwork: a task's data set is on a hub that cannot be reached.
     """
     if not tasks or batch_size < 1 or (limit is not None and limit < 1):
@@ -111,7 +82,10 @@ def evaluate_tasks(
         stack.enter_context(_random_state(seed))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ffprune-tasks-")))
         stack.callback(model.train, training)
-        loaded = _load(tasks, include_path, scratch, seed)
+        loaded, files = _load(tasks, include_path, data, scratch, seed)
+        drawn = _draw(loaded["tasks"], limit, seed)
+        for name, splits in files.items():
+            _check_documents(loaded["tasks"][name], drawn.get(name), splits)
         harness = HFLM(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),  # lm-eval gives it a padding token
@@ -123,7 +97,7 @@ def evaluate_tasks(
         results = evaluator.evaluate(
             harness,
             loaded,
-            limit=limit,
+            samples=drawn,
             bootstrap_iters=1000,
             log_samples=False,
             confirm_run_unsafe_code=False,
@@ -131,81 +105,36 @@ def evaluate_tasks(
     return {name: _metrics(rows, results["n-samples"].get(name)) for name, rows in results["results"].items()}
 
 
-def build_cloze_task(
-    articles: str | Sequence[str],
-    folder: Path,
-    items: int = 40,
-    seed: int = 0,
-) -> Path:
-    """Write the project's own task: which of four sentences comes next?
-
-    An item is up to 160 characters of consecutive sentences of a paragraph, the true next sentence (40 to
-    100 characters), and three sentences from other paragraphs of the text, of nearly the same length. No
-    sentence is the answer of two items. Chance is 25%.
-
-    Args:
-        articles: the test split, one text per article, or one text as a whole.
-        folder: where ``wiki_continuation.yaml`` and ``.jsonl`` are written; made if missing.
-        items: number of items.
-        seed: of the choice of items, distractors and their order; the same files for the same seed and text.
-
-    Returns:
-        The path of the task file, to be given to :func:`evaluate_tasks`.
-
-    Raises:
-        ParameterError: items below 1.
-        TooLittleText: the text has fewer items.
-    """
-    if items < 1:
-        raise ParameterError(f"Asked for a task of {items} items", "A task has at least 1", "Raise the number of items")
-    paragraphs = _paragraphs(articles if isinstance(articles, str) else "\n".join(articles))
-    candidates = _candidates(paragraphs)
-    usable = {sentence for sentences in paragraphs for sentence in sentences if _usable(sentence)}
-    pool = sorted(usable, key=lambda s: (len(s), s))
-    generator = random.Random(seed)
-    rows: list[dict[str, Any]] = []
-    for number in generator.sample(range(len(candidates)), len(candidates)):
-        if len(rows) == items:
-            break
-        candidate = candidates[number]
-        if wrong := _distractors(candidate, pool, generator):
-            choices = [candidate.gold, *wrong]
-            generator.shuffle(choices)
-            rows.append({"context": candidate.context, "choices": choices, "gold": choices.index(candidate.gold)})
-    if len(rows) < items:
-        raise TooLittleText(
-            f"Asked for a {CLOZE_TASK} task of {items} items",
-            f"The text gives at most {len(rows)}",
-            f"Ask for at most {len(rows)} items, or give more text",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    _write(folder / f"{CLOZE_TASK}.jsonl", "".join(lines))
-    _write(folder / f"{CLOZE_TASK}.yaml", _TASK)
-    return folder / f"{CLOZE_TASK}.yaml"
-
-
 # --- tasks -----------------------------------------------------------------------------------------------
 
 
-def _load(tasks: Sequence[str], include_path: Path | None, scratch: Path, seed: int) -> Any:
-    """lm-eval's dictionary of loaded tasks."""
+def _load(
+    tasks: Sequence[str], include_path: Path | None, data: Path | None, scratch: Path, seed: int
+) -> tuple[Any, dict[str, dict[str, Path]]]:
+    """lm-eval's dictionary of loaded tasks, and the files by split of stock tasks that read some."""
     from lm_eval.tasks import TaskManager
 
     if include_path is not None and not include_path.is_dir():
         raise MissingInput(f"Asked for tasks from {include_path}", "There is no such folder", "Correct include_path")
+    if data is not None and not data.is_dir():
+        raise MissingInput(
+            f"Asked for documents of tasks from {data}",
+            "There is no such folder",
+            "Correct the path, or make the folder (it may be empty)",
+        )
     manager = TaskManager(include_path=include_path, include_defaults=False)
     names = [task for task in tasks if not _is_path(task)]
-    if any(name not in manager.task_index for name in names):
-        local = list(manager.all_tasks)
+    local = list(manager.all_tasks)
+    if any(name not in local for name in names):
         manager = TaskManager(include_path=include_path, include_defaults=True)
         _check_names(names, local, manager.all_tasks)
-    specs = [
-        _spec(manager.task_index[task].yaml_path, scratch, task)
-        if task in manager.task_index
-        else _spec(_task_file(task), scratch, task)
-        for task in tasks
-    ]
+    stock = [name for name in names if name not in local]
+    files = {name: splits for name in stock if data is not None and (splits := _splits(name, data))}
+    specs: list[Any] = []
+    for task in tasks:
+        path = manager.task_index[task].yaml_path if task in manager.task_index else _task_file(task)
+        found = files.get(task)
+        specs.append(_from_files(manager, path, task, found, scratch) if found else _spec(path, scratch, task))
     try:
         loaded = manager.load(specs)
     except (ConnectionError, FileNotFoundError) as error:
@@ -214,7 +143,18 @@ def _load(tasks: Sequence[str], include_path: Path | None, scratch: Path, seed: 
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=seed)
-    return loaded
+    return loaded, files
+
+
+def _draw(tasks: Mapping[str, Any], limit: int | None, seed: int) -> dict[str, list[int]]:
+    """Numbers of the items to ask, of every task that has more than ``limit``; of others lm-eval asks all."""
+    if limit is None:
+        return {}
+    sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
+    # A generator for every task: what is drawn of one does not depend on the others asked with it.
+    return {
+        name: sorted(random.Random(seed).sample(range(size), limit)) for name, size in sizes.items() if size > limit
+    }
 
 
 def _is_path(task: str) -> bool:
@@ -252,13 +192,17 @@ def _spec(path: Path | None, scratch: Path, task: str) -> str | dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml  # the loader that knows lm-eval's includes and functions
 
     config: dict[str, Any] = load_yaml(path, resolve_func=True)
-    plain = isinstance(config.get("task"), str) and "class" not in config and "group" not in config
-    if not plain or config.get("dataset_path") not in _LOCAL_FORMATS:
+    if not _is_plain(config) or config.get("dataset_path") not in _LOCAL_FORMATS:
         return task
     keywords = dict(config.get("dataset_kwargs") or {})
     files = _find_data(keywords.get("data_files"), path.parent, task)
     config["dataset_kwargs"] = {**keywords, "data_files": files, "cache_dir": str(scratch)}
     return config
+
+
+def _is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of one task, and says all there is to say of it."""
+    return isinstance(config.get("task"), str) and "class" not in config and "group" not in config
 
 
 def _find_data(files: Any, folder: Path, task: str) -> Any:
@@ -284,8 +228,160 @@ def _unreachable(error: Exception, tasks: Sequence[str]) -> NoNetwork:
     return NoNetwork(
         f"Asked for tasks {', '.join(tasks)}, one of which loads its data set from a hub",
         f"The data set could not be had: {reason}",
-        "Connect to the hub, or use a local task file whose dataset_path is json, csv or parquet",
+        "Connect to the hub, put the task's documents into the folder `data` as TASK_SPLIT.jsonl (SPLIT: "
+        f"{', '.join(_SPLITS)}), or use a local task file whose dataset_path is json, csv or parquet",
     )
+
+
+# --- documents of stock tasks -----------------------------------------------------------------------------
+
+
+def _splits(task: str, data: Path) -> dict[str, Path]:
+    """The files of a task by split: ``TASK_SPLIT.jsonl``, with anything between split and ending."""
+    found: dict[str, Path] = {}
+    for path in sorted(data.glob("*.jsonl")):
+        for split in _SPLITS:
+            if not path.name.startswith(f"{task}_{split}"):
+                continue
+            if split in found:
+                raise ParameterError(
+                    f"Asked for the task {task}, whose {split} split is in both {found[split]} and {path}",
+                    "A split is one file",
+                    "Remove or rename one of the two",
+                )
+            found[split] = path
+    return found
+
+
+def _from_files(manager: Any, path: Path | None, task: str, files: Mapping[str, Path], scratch: Path) -> Any:
+    """A stock task, loaded with documents from files and none from the hub."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config: dict[str, Any] = load_yaml(path, resolve_func=True) if path is not None else {}
+    asked = _asked(task, files.values())
+    if not _is_plain(config):
+        raise ParameterError(
+            asked,
+            f"{task} is a group, a tag or a Python class, which alone knows where its documents are",
+            f"Ask for the single tasks of a group or tag, with a file each; or remove {_names(files.values())}",
+        )
+    if not {"validation", "test"} & set(files):
+        raise ParameterError(
+            asked, "Questions are taken from test or validation", f"Add {task}_test.jsonl or {task}_validation.jsonl"
+        )
+    fewshot = config.get("fewshot_split") if config.get("fewshot_split") in files else None
+    examples = fewshot or "train" in files or "samples" in (config.get("fewshot_config") or {})
+    if config.get("num_fewshot") and not examples:
+        # lm-eval would take them from the questions themselves, and so show a question with its answer.
+        raise ParameterError(
+            asked,
+            f"{task} shows {config['num_fewshot']} examples before every question, and none of these files has them",
+            f"Add {task}_{config.get('fewshot_split') or 'train'}.jsonl",
+        )
+    fields = {split: _fields(file) for split, file in files.items()}
+    config.pop("custom_dataset", None)  # a function that would make documents, whatever dataset_path says
+    config |= {
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {
+            "data_files": {split: str(file.resolve()) for split, file in files.items()},
+            "cache_dir": str(scratch),
+        },
+        "training_split": "train" if "train" in files else None,
+        "validation_split": "validation" if "validation" in files else None,
+        "test_split": "test" if "test" in files else None,
+        "fewshot_split": fewshot,
+    }
+    try:
+        return manager.load([config])["tasks"][task]
+    except Exception as error:  # templates, tasks' own functions and the reader of files raise what they like
+        given = ", ".join(fields.get("test") or fields["validation"])
+        raise _cannot_ask(asked, f"Documents with the fields {given}", error) from error
+
+
+def _fields(path: Path) -> list[str]:
+    """The fields of the documents in a file of JSON Lines, which are the same in every one."""
+    fields: list[str] = []
+    first = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                document = json.loads(line)
+            except ValueError as error:
+                document = error
+            if not isinstance(document, dict):
+                raise ParameterError(
+                    f"Asked for documents from {path}",
+                    f"Line {number} is not a JSON object"
+                    + (f": {document}" if isinstance(document, ValueError) else ""),
+                    "Write one document a line, {...}",
+                )
+            fields, first = (fields, first) if first else (list(document), number)
+            # A document without a field would get an empty one, and be asked all the same.
+            if differing := set(document) ^ set(fields):
+                raise ParameterError(
+                    f"Asked for documents from {path}",
+                    f"Of lines {first} and {number} only one has {', '.join(sorted(differing))}",
+                    "Give every document the same fields, null where there is nothing to say",
+                )
+    if not first:
+        raise ParameterError(
+            f"Asked for documents from {path}", "It has none", "Write one document a line, or remove it"
+        )
+    return fields
+
+
+def _check_documents(task: Any, numbers: Sequence[int] | None, files: Mapping[str, Path]) -> None:
+    """Refuse documents that cannot be asked before the model answers any: those drawn, or all."""
+    documents = task.eval_docs
+    path = files.get("test") or files["validation"]
+    for number in range(len(documents)) if numbers is None else numbers:
+        try:
+            _ask(task, documents[number])
+        except Exception as error:  # see _from_files
+            what = f"Document {number + 1} of {path.name}"
+            raise _cannot_ask(_asked(task.task_name, files.values()), what, error) from error
+
+
+def _ask(task: Any, document: Mapping[str, Any]) -> None:
+    """Make a question of a document as lm-eval does.
+
+    Raises:
+        ValueError: the answer is none of the choices; lm-eval would count it as wrong, whatever the model says.
+        Exception: whatever a template or a task's own function raises.
+    """
+    text, target = task.doc_to_text(document), task.doc_to_target(document)
+    if task.config.doc_to_choice is None:
+        return
+    choices = task.doc_to_choice(document)
+    answer = text if task.multiple_input else target
+    if task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None:
+        for gold in answer if isinstance(answer, list) else [answer]:
+            if gold not in (choices if isinstance(gold, str) else range(len(choices))):
+                raise ValueError(f"the answer {gold!r} is none of {choices}")
+
+
+def _asked(task: str, files: Iterable[Path]) -> str:
+    return f"Asked for the task {task} with documents from {_names(files)}"
+
+
+def _names(files: Iterable[Path]) -> str:
+    return " and ".join(map(str, files))
+
+
+def _cannot_ask(asked: str, what: str, error: Exception) -> ParameterError:
+    cause = error.__cause__ or error  # datasets says only that there was an error, and what it was behind that
+    reason = " ".join(str(cause).split())
+    return ParameterError(
+        asked,
+        f"{what} cannot be asked: {type(cause).__name__}: {reason[:300]}",
+        "Give documents the fields and kinds of values that the task's data set has on the hub",
+    )
+
+
+# --- results ---------------------------------------------------------------------------------------------
 
 
 def _metrics(rows: dict[str, Any], samples: dict[str, int] | None) -> dict[str, float]:
@@ -328,58 +424,3 @@ def _random_state(seed: int) -> Iterator[None]:
         finally:
             random.setstate(state)
             np.random.set_state(legacy)  # noqa: NPY002
-
-
-# --- the project's own task ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    context: str
-    gold: str
-    paragraph: frozenset[str]
-
-
-def _paragraphs(text: str) -> list[list[str]]:
-    """The sentences of every line that has some."""
-    lines = ([part.strip() for part in _SENTENCE_END.split(line.strip())] for line in text.splitlines())
-    return [sentences for sentences in lines if any(sentences)]
-
-
-def _usable(sentence: str) -> bool:
-    return len(sentence) in _SENTENCE_CHARACTERS and sentence[0].isupper() and sentence[-1] in ".!?"
-
-
-def _candidates(paragraphs: Sequence[Sequence[str]]) -> list[_Candidate]:
-    """Every usable sentence that has a sentence before it, in the order of the text, without repetitions."""
-    found: dict[str, _Candidate] = {}
-    for sentences in paragraphs:
-        for place in range(1, len(sentences)):
-            first = place
-            while first and len(" ".join(sentences[first - 1 : place])) <= _CONTEXT_CHARACTERS:
-                first -= 1
-            if first < place and _usable(gold := sentences[place]):
-                context = " ".join(sentences[first:place])
-                found.setdefault(gold, _Candidate(context, gold, frozenset(sentences)))
-    return list(found.values())
-
-
-def _distractors(candidate: _Candidate, pool: Sequence[str], generator: random.Random) -> list[str]:
-    """Three sentences of other paragraphs within 10% of the answer's length, or of the nearest lengths.
-
-    ``pool`` is sorted by length. Empty if there are not three.
-    """
-    length = len(candidate.gold)
-    low, high = (bisect.bisect_left(pool, length * share, key=len) for share in (0.9, 1.1))
-    near = [sentence for sentence in pool[low:high] if sentence not in candidate.paragraph]
-    if len(near) < _NEAREST:
-        others = [sentence for sentence in pool if sentence not in candidate.paragraph]
-        near = sorted(others, key=lambda s: abs(len(s) - length))[:_NEAREST]
-    return generator.sample(near, _CHOICES - 1) if len(near) >= _CHOICES - 1 else []
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from ffprune.core.errors import NonFiniteLoss, ParameterError, UnsupportedArchitecture
+from ffprune.core.errors import NonFiniteLoss
+from ffprune.evaluate.logits import reduce_logits
 
 #: Rows whose logits are reduced at once in float32: small enough to stay in the processor's cache. On the
 #: default model (49,152 words, bf16, two cores) 512 rows took 22 ms this way and 278 ms by cross_entropy.
-_REDUCE_ROWS = 32
-
-_PLAIN: WeakSet[nn.Module] = WeakSet()  # models whose head was checked
+REDUCE_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -71,36 +68,10 @@ def token_nll(
         ParameterError: windows of a wrong shape, batch_size or head_rows below 1.
         UnsupportedArchitecture: the logits are not just the head of the decoder's output.
     """
-    if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2 or batch_size < 1 or head_rows < 1:
-        raise ParameterError(
-            f"Asked for the loss on windows of shape {tuple(windows.shape)}, {batch_size} at a time, "
-            f"with {head_rows} rows of logits at a time",
-            "Windows are [at least 1, at least 2] token ids; batch_size and head_rows are at least 1",
-            "Give more windows or longer ones, or raise batch_size or head_rows",
-        )
-    training = model.training
-    model.train(False)
-    try:
-        assert_head_is_plain(model)
-        decoder, head = _ends(model)
-        assert head is not None  # checked above
-        pieces: list[Tensor] = []
-        with torch.inference_mode():
-            for start in range(0, len(windows), batch_size):
-                batch = windows[start : start + batch_size].to(model.device)
-                hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
-                rows = hidden.reshape(-1, hidden.shape[-1])
-                labels = batch[:, 1:].reshape(-1)
-                losses = [
-                    _row_nll(head(rows[i : i + head_rows]), labels[i : i + head_rows])
-                    for i in range(0, len(rows), head_rows)
-                ]
-                pieces.append(torch.cat(losses).view(len(batch), -1).cpu())
-                if progress is not None:
-                    progress(min(start + batch_size, len(windows)), len(windows))
-    finally:
-        model.train(training)
-    return torch.cat(pieces).clone()  # not an inference tensor, so that callers may differentiate around it
+    nll = reduce_logits(
+        model, windows, batch_size, lambda logits, labels, _: row_nll(logits, labels), progress, head_rows
+    )
+    return nll[0]
 
 
 def perplexity(
@@ -166,51 +137,11 @@ def summarise(nll: Tensor) -> Perplexity:
     )
 
 
-def assert_head_is_plain(model: PreTrainedModel) -> None:
-    """Check once per model that its logits are ``head(decoder(x))``, by comparing both on 8 tokens.
-
-    Scaled or soft-capped logits (Gemma, Granite, Cohere) would otherwise be lost without a sign. OPT-350M's
-    ``project_out`` is inside the decoder and passes.
-
-    Args:
-        model: a causal language model in eval mode.
-
-    Raises:
-        UnsupportedArchitecture: the two differ.
-    """
-    if model in _PLAIN:
-        return
-    decoder, head = _ends(model)
-    plain = False
-    if head is not None and decoder is not model:
-        vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-        tokens = (torch.arange(8, device=model.device) * 97 % vocabulary)[None]
-        with torch.inference_mode():
-            logits = model(input_ids=tokens, use_cache=False).logits
-            ours = head(decoder(input_ids=tokens, use_cache=False).last_hidden_state)
-        # The same kernels on the same numbers: two units in the last place are more than enough.
-        scale = float(logits.float().nan_to_num(0.0, 0.0, 0.0).abs().max())
-        slack = 2 * torch.finfo(logits.dtype).eps * scale
-        plain = torch.allclose(ours.float(), logits.float(), rtol=0.0, atol=slack, equal_nan=True)
-    if not plain:
-        raise UnsupportedArchitecture(
-            f"The logits of {type(model).__name__} are not its LM head applied to its decoder's output",
-            "Perplexity applies the head to a few rows at a time, which loses scaled or soft-capped logits",
-            "Use a model of a supported family, or teach ffprune.evaluate.perplexity this model's last step",
-        )
-    _PLAIN.add(model)
-
-
-def _row_nll(logits: Tensor, labels: Tensor) -> Tensor:
+def row_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """logsumexp(logits) - logits[label], [rows, vocabulary] and [rows] -> [rows] float32."""
     losses = []
-    for start in range(0, len(logits), _REDUCE_ROWS):
-        exact = logits[start : start + _REDUCE_ROWS].float()
-        chosen = exact.gather(1, labels[start : start + _REDUCE_ROWS, None])[:, 0]
+    for start in range(0, len(logits), REDUCE_ROWS):
+        exact = logits[start : start + REDUCE_ROWS].float()
+        chosen = exact.gather(1, labels[start : start + REDUCE_ROWS, None])[:, 0]
         losses.append(torch.logsumexp(exact, dim=1) - chosen)
     return torch.cat(losses)
-
-
-def _ends(model: Any) -> tuple[nn.Module, nn.Module | None]:
-    """The decoder and the LM head (None where there is none)."""
-    return model.get_decoder(), model.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Rewards of a search: perplexity of the really pruned model on a draw of validation windows."""
+"""Rewards of a search: what the really pruned model predicts on a draw of validation windows."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from ffprune.core.errors import NonFiniteLoss, TooLittleText
 from ffprune.core.outcome import Outcome
 from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation
+from ffprune.evaluate.divergence import Teacher
 from ffprune.evaluate.perplexity import token_nll
 
-RewardOf = Callable[[float, float], float]
-"""(perplexity of the pruned model, perplexity of the dense model) -> reward."""
-
-REWARDS: dict[str, RewardOf] = {
+REWARDS: dict[str, Callable[[float, float, float], float]] = {
     # FF Eq. 2.
-    "perplexity_ratio": lambda pruned, dense: dense / pruned,
+    "perplexity_ratio": lambda pruned, dense, divergence: dense / pruned,
     # SS, Reward Function.
-    "inverse_perplexity": lambda pruned, dense: 10 / pruned,
+    "inverse_perplexity": lambda pruned, dense, divergence: 10 / pruned,
+    # The ratio of perplexities that the divergence would be, were the dense model's predictions the text.
+    "divergence": lambda pruned, dense, divergence: math.exp(-divergence),
 }
+"""(perplexity of the pruned model, of the dense model, KL from it in nats a token) -> reward."""
 
 
 @dataclass
-class PerplexityReward:
+class ModelReward:
     """Evaluates allocations on windows of validation text.
 
     The first ``fixed`` windows are the fixed samples of final comparisons; trials draw from the others, so that a
@@ -56,9 +57,13 @@ class PerplexityReward:
     batch_size: int
     seed: int
     _dense_nll: dict[int, float] = field(default_factory=dict)
+    _known: dict[tuple[tuple[int, ...], tuple[int, ...]], Outcome] = field(default_factory=dict)
+    _teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         look_up(REWARDS, self.kind, "search.reward")
+        if self.kind == "divergence":
+            self._teacher = Teacher()
         if self.fixed + self.trial_samples > len(self.windows):
             raise TooLittleText(
                 f"{self.fixed} windows for comparisons and {self.trial_samples} for trials were asked for",
@@ -72,15 +77,38 @@ class PerplexityReward:
         return self.trial_samples
 
     def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
-        """Score an allocation on ``samples`` windows of one draw, or on the fixed windows (draw None)."""
+        """Score an allocation on ``samples`` windows of one draw, or on the fixed windows (draw None).
+
+        The same policy on the same windows is not run twice.
+        """
         chosen = self._choose(samples, draw)
-        dense = math.exp(self._dense_mean(chosen))
-        mean = float(self._nll(allocation, chosen).mean())
+        key = allocation.kept, tuple(chosen)
+        if key not in self._known:
+            self._known[key] = self._score(allocation, chosen)
+        return self._known[key]
+
+    def _score(self, allocation: Allocation, chosen: list[int]) -> Outcome:
+        dense = self._dense_mean(chosen)
+        self.apply(allocation)
+        divergence = 0.0
+        if self._teacher is None:
+            nll = token_nll(self.model, self.windows[chosen], self.batch_size)
+        else:
+            kl, nll = self._teacher.compare(self.model, chosen, self.windows[chosen], self.batch_size)
+            divergence = float(kl.double().mean())
+        mean = float(nll.double().mean())
+        tokens = len(chosen) * (self.windows.shape[1] - 1)
         # exp overflows beyond this, and no model that bad is worth telling from another.
-        if not math.isfinite(mean) or mean > 700:
-            return Outcome(0.0, math.inf, dense, False, self._tokens(chosen))
-        pruned = math.exp(mean)
-        return Outcome(REWARDS[self.kind](pruned, dense), pruned, dense, True, self._tokens(chosen))
+        if not math.isfinite(mean + divergence) or mean > 700:
+            return Outcome(0.0, math.inf, math.inf, math.exp(dense), False, tokens)
+        return Outcome(
+            reward=REWARDS[self.kind](math.exp(mean), math.exp(dense), divergence),
+            loss=mean - dense if self._teacher is None else divergence,
+            perplexity=math.exp(mean),
+            dense_perplexity=math.exp(dense),
+            finite=True,
+            tokens=tokens,
+        )
 
     def _choose(self, samples: int, draw: int | None) -> list[int]:
         if draw is None:
@@ -89,14 +117,15 @@ class PerplexityReward:
         pool = torch.randperm(len(self.windows) - self.fixed, generator=generator)[:samples] + self.fixed
         return [int(i) for i in pool]
 
-    def _nll(self, allocation: Allocation, chosen: list[int]) -> Tensor:
-        self.apply(allocation)
-        return token_nll(self.model, self.windows[chosen], self.batch_size).double().mean(1)
-
     def _dense_mean(self, chosen: list[int]) -> float:
         missing = [i for i in chosen if i not in self._dense_nll]
         if missing:
-            losses = self._nll(self.dense, missing)
+            self.apply(self.dense)
+            if self._teacher is None:
+                nll = token_nll(self.model, self.windows[missing], self.batch_size)
+            else:
+                nll = torch.stack([self._teacher.learn(self.model, i, self.windows[i]) for i in missing])
+            losses = nll.double().mean(1)
             if not torch.isfinite(losses).all():
                 raise NonFiniteLoss(
                     "the dense model's loss on the validation text is not finite",
@@ -105,6 +134,3 @@ class PerplexityReward:
                 )
             self._dense_nll |= dict(zip(missing, losses.tolist(), strict=True))
         return sum(self._dense_nll[i] for i in chosen) / len(chosen)
-
-    def _tokens(self, chosen: list[int]) -> int:
-        return len(chosen) * (self.windows.shape[1] - 1)

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from ffprune.core.errors import UnsupportedArchitecture
 from ffprune.core.gram import Gram
+from ffprune.core.stream import Moments
 from ffprune.models.view import ModelView
-from ffprune.models.walk import check_windows, watch
+from ffprune.models.walk import check_finite, check_windows, watch
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the residual stream behind a unit is from a target.
+
+    Attributes:
+        fit: moments of three quarters of the batches.
+        held: moments of every fourth batch.
+        inputs: [n, seqlen, width] of the unit's last linear map.
+        stream: [n, seqlen, d] behind the unit.
+    """
+
+    fit: Moments
+    held: Moments
+    inputs: Tensor
+    stream: Tensor
+
+    def replaced(self, last: nn.Linear, columns: Tensor, weight: Tensor) -> Tensor:
+        """The stream behind the unit, were its last map another one.
+
+        Args:
+            last: its last map as it was.
+            columns: [k] int64, the inputs that the other map reads.
+            weight: [d, k], the other map; the bias stays.
+        """
+        with torch.no_grad():
+            difference = linear(self.inputs[..., columns], weight) - linear(self.inputs, last.weight)
+        return self.stream + difference
+
+
+class _Enough(Exception):
+    """Ends a forward pass that nothing more is wanted of."""
 
 
 class BlockWalk:
@@ -23,6 +61,7 @@ class BlockWalk:
         view: the model's view; take the model in ``eval()``.
         windows: [n, seqlen] int64 token ids.
         batch_size: windows per forward pass.
+        dtype: that layers multiply in, by autocast; hidden states and what is observed stay in the model's dtype.
 
     Attributes:
         view: the model's view.
@@ -34,9 +73,10 @@ class BlockWalk:
         ParameterError: there are no windows.
     """
 
-    def __init__(self, view: ModelView, windows: Tensor, batch_size: int) -> None:
+    def __init__(self, view: ModelView, windows: Tensor, batch_size: int, dtype: torch.dtype = torch.float32) -> None:
         check_windows(windows, batch_size)
         self.view = view
+        self._dtype = dtype
         self.position = 0
         self.batches = [slice(i, min(i + batch_size, len(windows))) for i in range(0, len(windows), batch_size)]
         hidden = []
@@ -71,7 +111,8 @@ class BlockWalk:
             names = {id(module): name for name, module in self.layer.named_modules()}
             linears = self.view.blocks[self.position].linears
             replaced = {f"{names[id(linears[role])]}.weight": weight for role, weight in weights.items()}
-        output = torch.func.functional_call(self.layer, replaced, (hidden,), arguments)
+        with torch.autocast(hidden.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            output = torch.func.functional_call(self.layer, replaced, (hidden,), arguments)
         assert isinstance(output, Tensor)
         return output
 
@@ -92,6 +133,76 @@ class BlockWalk:
         with watch(self.view, (self.position,), {prefix + role for role in full}) as grams:
             outputs = self._outputs()
         return {name.removeprefix(prefix): gram for name, gram in grams.items()}, outputs
+
+    def streams(self) -> dict[str, Tensor]:
+        """The residual stream behind each unit of the layer that comes next, as the layer is now.
+
+        Returns:
+            ``o`` -> [n, seqlen, d] behind the attention, ``down`` -> behind the FFN: the layer's output.
+
+        Raises:
+            UnsupportedArchitecture: the layer does more with its units' outputs than add them (norms behind them).
+        """
+        after: dict[str, list[Tensor]] = {"o": [], "down": []}
+        with torch.no_grad():
+            for i, rows in enumerate(self.batches):
+                with self._watch("o") as attention, self._watch("down") as ffn:
+                    output = self.forward(self.hidden[rows], i)
+                after["down"].append(output)
+                after["o"].append(self.hidden[rows] + attention["output"])
+                # The same whether the FFN comes after the attention or beside it.
+                if (after["o"][-1] + ffn["output"].view_as(output) - output).norm() > 0.05 * output.norm():
+                    raise UnsupportedArchitecture(
+                        f"Layer {self.position} of {type(self.view.model).__name__} is not the sum of its input, its "
+                        "attention and its FFN",
+                        "Following the dense model's residual stream needs outputs that are added as they are",
+                        "Use the repair ridge",
+                    )
+        return {role: torch.cat(pieces) for role, pieces in after.items()}
+
+    def distance(self, role: str, target: Tensor) -> Distance:
+        """How far the residual stream behind a unit of the layer that comes next is from a target.
+
+        Args:
+            role: ``o`` or ``down``, whose weights are the dense ones.
+            target: [n, seqlen, d], the stream wanted behind the unit.
+
+        Raises:
+            NonFiniteLoss: statistics are not finite.
+        """
+        last = self.view.blocks[self.position].linears[role]
+        sums = [Moments.zeros(last.in_features, last.out_features, last.weight.device) for _ in range(2)]
+        inputs, streams = [], []
+        with torch.no_grad():
+            for i, rows in enumerate(self.batches):
+                stream = self.hidden[rows]
+                # What follows the attention's last map is not needed.
+                with self._watch(role, last=role == "o") as seen, suppress(_Enough):
+                    stream = self.forward(stream, i)
+                if role == "o":
+                    stream = stream + seen["output"].view_as(stream)
+                sums[i % 4 == 3].update(seen["input"], target[rows] - stream)
+                inputs.append(seen["input"].view(len(target[rows]), -1, last.in_features))
+                streams.append(stream)
+        for moments in sums:
+            check_finite(f"layers.{self.position}.{role}", moments.gram)
+        return Distance(sums[0], sums[1], torch.cat(inputs), torch.cat(streams))
+
+    @contextmanager
+    def _watch(self, role: str, last: bool = False) -> Iterator[dict[str, Tensor]]:
+        """While open, the last input and output of one linear of the layer that comes next, which may end there."""
+        seen: dict[str, Tensor] = {}
+
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen.update(input=inputs[0], output=output)
+            if last:
+                raise _Enough
+
+        hook = self.view.blocks[self.position].linears[role].register_forward_hook(keep)
+        try:
+            yield seen
+        finally:
+            hook.remove()
 
     def advance(self, outputs: Tensor | None = None) -> None:
         """Go to the next layer.

@@ -94,7 +94,7 @@ def watch(view: ModelView, layers: Iterable[int], full: Collection[str]) -> Iter
         for hook in hooks:
             hook.remove()
     for name in grams:
-        _check_finite(name, grams[name])
+        check_finite(name, grams[name])
 
 
 def _stream(view: ModelView, windows: Tensor, batch_size: int, progress: Callable[[int, int], None] | None) -> None:
@@ -126,7 +126,12 @@ def _updater(gram: Gram) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     return update
 
 
-def _check_finite(name: str, gram: Gram) -> None:
+def check_finite(name: str, gram: Gram) -> None:
+    """Refuse statistics that are not finite.
+
+    Raises:
+        NonFiniteLoss: names the linear.
+    """
     sums = [gram.total, gram.diag] if gram.xx is None else [gram.total, gram.diag, gram.xx]
     if not all(bool(torch.isfinite(s).all()) for s in sums):
         raise NonFiniteLoss(

@@ -49,6 +49,7 @@ COLORS = {
     "fastforward": "#e07a2f",
     "sparsitysolver": "#b23a48",
     "warm": "#e9b44c",
+    "guided": "#6b4226",
 }
 _ONE_BY_ONE = ("#0b6e99", "#d1603d", "#5b8c5a", "#7a5195", "#c9a227", "#8a8a8a", "#1d4e7a")
 _MARKERS = "os^Dvp<>*"

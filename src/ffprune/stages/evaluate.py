@@ -35,8 +35,8 @@ class Entry:
 
     @property
     def shape(self) -> tuple[float, str]:
-        """Models of equal shape: a repair changes no shape, so speed is measured once for both."""
-        return self.facts.get("sparsity_target", 0.0), self.method.removesuffix("+ridge")
+        """Models of equal shape: a repair changes no shape, so speed is measured once for all of a policy."""
+        return self.facts.get("sparsity_target", 0.0), self.method.partition("+")[0]
 
 
 def run(ctx: StageContext) -> None:
@@ -85,10 +85,8 @@ def _entries(ctx: StageContext) -> list[Entry]:
     entries = []
     for target in targets:
         for method in ctx.params.evaluate.methods:
-            root = ctx.path(REPAIRED) if method.endswith("+ridge") else ctx.path(PRUNED)
-            folder = root / target.name / method.removesuffix("+ridge")
-            facts = artifacts.read_json(folder.with_name(f"{folder.name}.json"))
-            entries.append(Entry(method, folder, facts))
+            folder = ctx.path(REPAIRED if "+" in method else PRUNED) / target.name / method
+            entries.append(Entry(method, folder, artifacts.read_json(folder.parent / f"{method}.json")))
     return entries
 
 

@@ -150,7 +150,7 @@ def perplexity(dense: float, rows: Sequence[Mapping[str, Any]]) -> Figure:
         points = [(0.0, dense), *((s, p) for s, p in points if p is not None)]
         axes[0].plot(
             *zip(*points, strict=True),
-            "-o" if method.endswith("+ridge") else "--o",
+            "-o" if "+" in method else "--o",
             color=_COLORS[number % len(_COLORS)],
             label=method,
         )

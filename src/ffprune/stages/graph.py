@@ -35,8 +35,8 @@ def read_plan(root: Path, targets: Sequence[str] = ()) -> Plan:
     from dvc.repo import Repo
 
     with Repo(str(root), _wait_for_lock=True) as repo:
-        # An edge u -> v says that u depends on v, so post-order puts v first.
-        graph = repo.index.graph
+        # What `dvc add` made is data, not a stage. An edge u -> v says that u depends on v, so post-order puts v first.
+        graph = repo.index.graph.subgraph([node for node in repo.index.graph if not node.is_data_source])
         order = [node.addressing for node in nx.dfs_postorder_nodes(graph)]
         upstream = {n.addressing: tuple(v.addressing for v in graph.successors(n)) for n in graph.nodes}
         stale = set(repo.status())

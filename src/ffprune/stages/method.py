@@ -19,6 +19,7 @@ from ffprune.allocate.search import Store
 from ffprune.allocate.table import Allocator, Decision, Evidence, Looked, Need, Request
 from ffprune.compress import slicegpt, structured, svd_llm, unstructured
 from ffprune.compress.cut import cut, order_of
+from ffprune.compress.follow import follow
 from ffprune.compress.table import Compressor
 from ffprune.compress.unstructured import Quantisation, WeightPruning
 from ffprune.core.budget import Bounds, check_reachable
@@ -28,7 +29,7 @@ from ffprune.core.saliency import SALIENCIES
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation, Unit
 from ffprune.evaluate.perplexity import perplexity
-from ffprune.evaluate.reward import PerplexityReward
+from ffprune.evaluate.reward import ModelReward
 from ffprune.evaluate.speed import measure
 from ffprune.models.masked_block import prune_in_turn
 from ffprune.models.surgery import copy_model
@@ -144,6 +145,17 @@ class Workshop:
         if recipe.compressor == "slice":
             assert decision is not None
             assert recipe.criterion is not None
+            if recipe.repair == "stream":
+                dampings = follow(
+                    self.view,
+                    decision.allocation,
+                    self.calibration,
+                    self._batch,
+                    recipe.criterion,
+                    study.damping,
+                    progress=progress,
+                )
+                return {"dampings": dampings}
             cut(
                 self.view,
                 decision.allocation,
@@ -207,7 +219,7 @@ class Workshop:
         # A step a window, as in the published code.
         return prune_in_turn(self.view, self.calibration, 1, learn)
 
-    def _reward(self) -> PerplexityReward:
+    def _reward(self) -> ModelReward:
         """Perplexity of the really pruned model, a copy that trials are set on.
 
         Its cuts are repaired by plain ridge, whose factorisation serves every trial, or not at all.
@@ -224,13 +236,13 @@ class Workshop:
             orders = [
                 order_of(recipe.criterion, view.unit_linears(i), gram, study.damping) for i, gram in enumerate(last)
             ]
-            repairs = [xx for gram in last if (xx := gram.xx) is not None] if "ridge" in (recipe.repair or "") else None
+            repairs = [xx for gram in last if (xx := gram.xx) is not None] if recipe.repair in _BY_RIDGE else None
             plan = structured.prepare(view, orders, repairs, study.damping, self.dtype)
         else:
             full = list(view.prunable) if SALIENCIES[recipe.criterion].needs_inverse else []
             grams = collect(view, self.calibration, full, self._batch)
             plan = unstructured.prepare(view, grams, recipe.criterion, study.damping, self.dtype)
-        return PerplexityReward(
+        return ModelReward(
             model=view.model,
             apply=plan.apply,
             dense=Allocation.dense(self.units),
@@ -241,6 +253,10 @@ class Workshop:
             batch_size=study.search.batch_size,
             seed=self.seed,
         )
+
+
+_BY_RIDGE = ("ridge", "mean+ridge", "stream")
+"""Repairs that plain ridge stands for in a trial."""
 
 
 class _NoReward:

@@ -143,15 +143,15 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="ridge",
         help="Repair what is left by ridge regression.",
-        params=("ridge", "compute"),
-        deps=(PRUNED, DENSE, ORDER, GRAMS),
+        params=("ridge", "compute", "seed"),
+        deps=(PRUNED, DENSE, CALIBRATION, ORDER, GRAMS),
         outs=(REPAIRED,),
     ),
     Stage(
         name="evaluate",
         help="Measure perplexity, size, speed and zero-shot tasks against the dense model.",
         params=("evaluate", "compute", "seed"),
-        deps=(DENSE, PRUNED, REPAIRED, "${evaluate.text}"),
+        deps=(DENSE, PRUNED, REPAIRED, "${evaluate.text}", "${evaluate.zero_shot.data}"),
         metrics=(EVALUATION,),
     ),
     Stage(
@@ -177,7 +177,7 @@ METHOD = Stage(
     name="method",
     help="Run one method of the section `methods`: decide, prune, measure.",
     params=("methods.${key}", "study", "compute", "seed"),
-    deps=(DENSE, CALIBRATION, VALIDATION, "${study.texts}"),
+    deps=(DENSE, CALIBRATION, VALIDATION, "${study.texts}", "${study.zero_shot.data}"),
     metrics=("metrics/methods/${key}.json",),
     each="methods",
 )

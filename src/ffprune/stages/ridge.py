@@ -3,57 +3,102 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from collections.abc import Callable
 
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ffprune.compress.follow import follow
 from ffprune.core.ridge import repair
+from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_tokenizer, save_model, stored_dtype
 from ffprune.models.surgery import copy_model, read_unit, set_unit, slice_model
 from ffprune.models.view import ModelView, granule_indices
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, kept_granules, load, read_grams, read_orders
+from ffprune.stages.inputs import DTYPES, kept_granules, load, read_grams, read_orders, sample_windows
 from ffprune.stages.policies import read_policy
-from ffprune.stages.record import DENSE, GRAMS, ORDER, PRUNED, REPAIRED
+from ffprune.stages.record import CALIBRATION, DENSE, GRAMS, ORDER, PRUNED, REPAIRED
 
 
 def run(ctx: StageContext) -> None:
-    """For every model of the prune stage its repaired twin (METHODS 7), under the same ``SPARSITY/POLICY``.
+    """For models of the prune stage their repaired twins ``SPARSITY/POLICY+REPAIR`` (``ridge.repairs``).
 
-    The twin keeps as many granules of every unit, but those that the repair can do least without: a cut that is
-    left as it is and a cut that is repaired want different granules kept.
+    A twin keeps as many granules of every unit, but those that the repair can do least without: a cut that is left as
+    it is and a cut that is repaired want different granules kept.
     """
     params = ctx.params.ridge
     dense = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
-    grams = read_grams(dense, ctx.path(GRAMS))
     orders = read_orders(dense, ctx.path(ORDER), repaired=True)
     tokenizer = load_tokenizer(ctx.path(DENSE))
     storage = stored_dtype(ctx.path(DENSE))
-    folders = pruned_folders(ctx.path(PRUNED))
-    artifacts.check_room(ctx.path(REPAIRED), sum(f.stat().st_size for p in folders for f in p.iterdir()))
+    targets = sorted(path for path in ctx.path(PRUNED).iterdir() if path.is_dir())
+    wanted = [
+        (target, policy, name) for target in targets for name in params.repairs for policy in params.repairs[name]
+    ]
+    sizes = [sum(f.stat().st_size for f in (target / policy).iterdir()) for target, policy, _ in wanted]
+    artifacts.check_room(ctx.path(REPAIRED), sum(sizes))
+    repairs = {"ridge": _own_output, "stream": _stream}
     with (
         artifacts.atomic_dir(ctx.path(REPAIRED)) as out,
-        ctx.progress(len(folders) * len(dense.units), "ridge") as bar,
+        ctx.progress(len(wanted) * len(dense.units), "ridge") as bar,
     ):
-        for folder in folders:
-            policy = folder.with_name(f"{folder.name}.json")
-            kept = kept_granules(orders, read_policy(policy)[0])
-            model = copy_model(dense.model)
-            slice_model(ModelView(model), kept)
-            view = ModelView(model)
-            for index, granules in enumerate(kept):
-                parts = dense.unit_linears(index)
-                if len(granules) < parts.granules:
-                    columns = granule_indices(granules, parts.width[parts.last_role])
-                    weight = parts.last.weight.detach().cpu()
-                    repaired = repair(weight, grams[index], columns, params.damping, params.absolute)
-                    set_unit(view, index, read_unit(view, index).replace_last(repaired.to(model.device)))
-                bar.update(1, model=f"{folder.parent.name}/{folder.name}")
+        for target, policy, name in wanted:
+            facts = target / f"{policy}.json"
+            method = f"{policy}+{name}"
+
+            def done(units: int, shown: str = f"{target.name}/{method}") -> None:
+                bar.update(units, model=shown)
+
+            model = repairs[name](ctx, dense, orders, read_policy(facts)[0], done)
             model.to(dtype=storage)  # type: ignore[call-arg]
-            place = out / folder.parent.name
-            save_model(model, tokenizer, place / folder.name)
-            shutil.copyfile(policy, place / policy.name)
+            save_model(model, tokenizer, out / target.name / method)
+            shutil.copyfile(facts, out / target.name / f"{method}.json")
 
 
-def pruned_folders(root: Path) -> list[Path]:
-    """Model folders ``SPARSITY/POLICY`` below ``root``, in a fixed order."""
-    return sorted(path for path in root.glob("*/*") if path.is_dir())
+def _own_output(
+    ctx: StageContext, dense: ModelView, orders: list[Tensor], policy: Allocation, done: Callable[[int], None]
+) -> PreTrainedModel:
+    """The papers' repair: every unit gives back its own output on dense inputs (FF Eq. 6-7, METHODS 7)."""
+    params = ctx.params.ridge
+    grams = read_grams(dense, ctx.path(GRAMS))
+    kept = kept_granules(orders, policy)
+    model = copy_model(dense.model)
+    view = ModelView(model)
+    slice_model(view, kept)
+    for index, granules in enumerate(kept):
+        parts = dense.unit_linears(index)
+        if len(granules) < parts.granules:
+            columns = granule_indices(granules, parts.width[parts.last_role])
+            weight = parts.last.weight.detach().cpu()
+            repaired = repair(weight, grams[index], columns, params.damping, params.absolute)
+            set_unit(view, index, read_unit(view, index).replace_last(repaired.to(model.device)))
+        done(1)
+    return model
+
+
+def _stream(
+    ctx: StageContext, dense: ModelView, orders: list[Tensor], policy: Allocation, done: Callable[[int], None]
+) -> PreTrainedModel:
+    """Every unit is repaired towards the dense model's residual stream, behind what was cut before it."""
+    params = ctx.params.ridge.stream
+    windows = sample_windows(
+        ctx.path(DENSE),
+        ctx.path(CALIBRATION),
+        params.seqlen,
+        params.windows,
+        ctx.params.seed,
+        "ridge.stream.windows",
+    )
+    view = ModelView(copy_model(dense.model))
+    follow(
+        view,
+        policy,
+        windows,
+        params.batch_size,
+        orders,
+        ctx.params.ridge.damping,
+        DTYPES[ctx.params.compute.dtype],
+        lambda layer, layers: done(len(view.units) // layers),
+    )
+    return view.model

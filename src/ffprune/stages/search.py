@@ -13,6 +13,7 @@ from torch import Tensor
 from ffprune.allocate.agent import PRESETS
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode
+from ffprune.allocate.guided import Guidance, GuidedResult, guided
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import Candidate, SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
@@ -24,7 +25,7 @@ from ffprune.core.policy import MAPPINGS
 from ffprune.core.schedule import Schedule
 from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation, Unit
-from ffprune.evaluate.reward import REWARDS, PerplexityReward
+from ffprune.evaluate.reward import REWARDS, ModelReward
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
@@ -85,7 +86,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
         params.damping,
         DTYPES[ctx.params.compute.dtype],
     )
-    reward = PerplexityReward(
+    reward = ModelReward(
         model=view.model,
         apply=plan.apply,
         dense=Allocation.dense(view.units),
@@ -113,8 +114,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
             bar.update(1, **shown, best=best)
             ctx.log_metrics(shown, episode.number)
 
-        return search(
-            problem,
+        rest = (
             preset,
             schedule,
             task.episodes,
@@ -124,12 +124,20 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
             show,
             task.trained,
         )
+        if params.agent == "guided":
+            return guided(problem, _curves(ctx), Guidance(*params.guide.model_dump().values()), *rest)
+        return search(problem, *rest)
+
+
+def _curves(ctx: StageContext) -> list[Any]:
+    """Per unit, float64 ``[granules + 1]``: the predicted loss of keeping 0, 1, ... granules."""
+    return [np.array(row["loss"]) for row in artifacts.read_json(ctx.path(CURVES))]
 
 
 def _starts(ctx: StageContext, units: tuple[Unit, ...], sparsity: float, bounds: Bounds) -> dict[str, Allocation]:
     """Policies known before any search; those that the bounds do not allow are left out."""
     params = ctx.params.search
-    curves = [np.array(row["loss"]) for row in artifacts.read_json(ctx.path(CURVES))]
+    curves = _curves(ctx)
     sensitivity = _unit_sensitivity(units, artifacts.read_json(ctx.path(TRACES)))
     makers: dict[str, Callable[[], Allocation]] = {
         "dynamic programming": partial(dynamic_programming, units, curves, sparsity, bounds, params.step),
@@ -173,10 +181,12 @@ def write_result(
             "perplexity": best.outcome.perplexity,
             "dense_perplexity": best.outcome.dense_perplexity,
             "episodes": len(found.episodes),
+            "imagined_episodes": found.imagined if isinstance(found, GuidedResult) else 0,
             "non_finite": sum(not e.outcome.finite for e in found.episodes),
             "tokens": tokens,
             "candidates": [_candidate_row(candidate) for candidate in found.candidates],
             "units": rows,
+            "front": _front(found),
         },
     )
     artifacts.write_tensors(ctx.path(agent), found.agent)
@@ -195,12 +205,28 @@ def write_result(
     ctx.log_figure(figures.policy({f"searched {sparsity:g}": best.allocation}), "policy.png")
 
 
+def _front(found: SearchResult) -> list[dict[str, Any]]:
+    """Policies all over the range that the search serves, with what the model of the loss says of them."""
+    if not isinstance(found, GuidedResult):
+        return []
+    return [
+        {
+            "sparsity": allocation.sparsity,
+            "predicted_loss": found.predicted[target][0],
+            "predicted_stderr": found.predicted[target][1],
+            "kept": allocation.kept,
+        }
+        for target, allocation in found.front.items()
+    ]
+
+
 def _candidate_row(candidate: Candidate) -> dict[str, Any]:
     outcome = candidate.outcome
     return {
         "name": candidate.name,
         "sparsity": candidate.allocation.sparsity,
         "ratio": outcome.perplexity / outcome.dense_perplexity if outcome.finite else None,
+        "loss": outcome.loss if outcome.finite else None,
         "tokens": outcome.tokens,
     }
 
@@ -213,6 +239,7 @@ def _episode_row(episode: Episode) -> dict[str, Any]:
         "sparsity": round(episode.allocation.sparsity, 6),
         "samples": episode.samples,
         "reward": outcome.reward,
+        "loss": outcome.loss if outcome.finite else "",
         "perplexity": outcome.perplexity if outcome.finite else "",
         "dense_perplexity": outcome.dense_perplexity,
     }

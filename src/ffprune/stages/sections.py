@@ -80,6 +80,16 @@ class ScheduleParams(Section):
     t0: float
 
 
+class Guide(Section):
+    """How a guided search chooses its trials: :class:`ffprune.allocate.guided.Guidance`, field by field."""
+
+    low: float = Field(gt=0, lt=1)
+    high: float = Field(gt=0, lt=1)
+    imagined: int = Field(ge=0)
+    batch: int = Field(ge=2)
+    proposals: int = Field(ge=0)
+
+
 class Search(Section):
     """The search at the first sparsity; transfer reads it too."""
 
@@ -99,6 +109,7 @@ class Search(Section):
     finalists: int = Field(ge=0)
     batch_size: int = Field(ge=1)
     rank_half_width: float = Field(ge=0, le=0.5)
+    guide: Guide
     schedule: ScheduleParams
 
 
@@ -110,18 +121,23 @@ class Transfer(Section):
     schedule: ScheduleParams
 
 
+Policy = Literal["uniform", "handmade", "searched"]
+
+
 class Prune(Section):
     """What is cut."""
 
-    policies: tuple[Literal["uniform", "handmade", "searched"], ...] = Field(min_length=1)
+    policies: tuple[Policy, ...] = Field(min_length=1)
     min_keep: float = Field(ge=0, le=1)
 
 
 class Ridge(Section):
     """The repair."""
 
+    repairs: dict[Literal["ridge", "stream"], tuple[Policy, ...]]
     damping: float = Field(gt=0)
     absolute: bool
+    stream: Calibrate
 
 
 class Speed(Section):
@@ -137,6 +153,7 @@ class Tasks(Section):
 
     tasks: tuple[str, ...]
     include_path: str | None
+    data: str = Field(min_length=1)
     items: int = Field(ge=1)
     limit: int | None = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -155,9 +172,7 @@ class Evaluate(Section):
     windows: int = Field(ge=0)
     seqlen: int = Field(ge=2)
     batch_size: int = Field(ge=1)
-    methods: tuple[
-        Literal["uniform", "uniform+ridge", "handmade", "handmade+ridge", "searched", "searched+ridge"], ...
-    ] = Field(min_length=1)
+    methods: tuple[str, ...] = Field(min_length=1)
     speed: Speed
     zero_shot: ZeroShot
 
@@ -272,7 +287,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _measured_is_made(self) -> Self:
-        missing = {name.removesuffix("+ridge") for name in self.evaluate.methods} - set(self.prune.policies)
-        if missing:
-            raise ValueError(f"evaluate.methods names {sorted(missing)}, which prune.policies does not make")
+        repaired = {policy for policies in self.ridge.repairs.values() for policy in policies}
+        if missing := sorted(str(policy) for policy in repaired - set(self.prune.policies)):
+            raise ValueError(f"ridge.repairs names {missing}, which prune.policies does not make")
+        made = {f"{policy}+{name}" for name, policies in self.ridge.repairs.items() for policy in policies}
+        made |= set(self.prune.policies)
+        if missing := sorted(set(self.evaluate.methods) - made):
+            raise ValueError(f"evaluate.methods names {missing}; prune.policies and ridge.repairs make {sorted(made)}")
         return self

@@ -1,7 +1,8 @@
 """A study: the pipeline once more in ``studies/MODEL``, where every method of the section ``methods`` is a stage.
 
 Its params.yaml is the project's with the model and text of a profile, its dvc.yaml the project's with the stages that
-methods need. Both belong to the study from then on: only ``methods`` is added to.
+methods need. Both belong to the study from then on: only ``methods`` is added to. Documents of zero-shot tasks stay in
+the project, for all studies.
 """
 
 from __future__ import annotations
@@ -102,11 +103,14 @@ def _open(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path]:
         )
     folder = FOLDER / name
     file = folder / PARAMS_FILE
-    text = file.read_text() if file.is_file() else with_profile(PARAMS_FILE.read_text(), name)
+    new = not file.is_file()
+    text = with_profile(PARAMS_FILE.read_text(), name) if new else file.read_text()
     yaml = YAML()  # round trip: comments stay
     yaml.width = 120
     values = yaml.load(text)
     values["methods"] = {**(values["methods"] or {}), **recipes}
+    if new:
+        values["study"]["zero_shot"]["data"] = _shared(load_params().study.zero_shot.data)
     out = io.StringIO()
     yaml.dump(values, out)
     validate(YAML(typ="safe", pure=True).load(out.getvalue()), file, Params)
@@ -115,6 +119,16 @@ def _open(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path]:
     if not (folder / "dvc.yaml").is_file():
         write_text(folder / "dvc.yaml", pipeline(Path("dvc.yaml").read_text(), list(values["study"]["texts"])))
     return name, folder
+
+
+def _shared(data: str) -> str:
+    """The project's folder of documents as a study names it."""
+    folder = Path(data)
+    if folder.is_absolute():
+        return data
+    # A method depends on the folder, so it must be there; an empty one leaves every task to the hub.
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"../../{folder}"
 
 
 def pipeline(text: str, texts: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from ffprune.evaluate.harness import build_cloze_task, evaluate_tasks
+from ffprune.evaluate.cloze import CLOZE_TASK, build_cloze_task
+from ffprune.evaluate.harness import evaluate_tasks
 from ffprune.models.checkpoint import load_tokenizer
 from ffprune.stages.sections import Tasks
 
@@ -19,13 +20,20 @@ def ask(model: PreTrainedModel, tokenizer: Path, text: Path, params: Tasks, seed
         model: the model to ask.
         tokenizer: the dense model's folder.
         text: what ``wiki_continuation`` is made from.
-        params: which tasks, and how many items.
+        params: which tasks, how many items, and the folder with documents of stock tasks.
         seed: of the draws.
+
+    Returns:
+        What :func:`ffprune.evaluate.harness.evaluate_tasks` found.
+
+    Raises:
+        FfpruneError: see :func:`~ffprune.evaluate.cloze.build_cloze_task` and
+            :func:`~ffprune.evaluate.harness.evaluate_tasks`.
     """
     with tempfile.TemporaryDirectory(prefix="ffprune-task-") as folder:
         tasks = [
             str(build_cloze_task(text.read_text(encoding="utf-8"), Path(folder), params.items, seed))
-            if task == "wiki_continuation"
+            if task == CLOZE_TASK
             else task
             for task in params.tasks
         ]
@@ -37,4 +45,5 @@ def ask(model: PreTrainedModel, tokenizer: Path, text: Path, params: Tasks, seed
             params.limit,
             params.batch_size,
             seed,
+            Path(params.data),
         )

@@ -1,0 +1,314 @@
+"""The guided search: a model of the loss is asked first, real trials correct it and decide.
+
+A round tries policies on common text, and the model (:mod:`ffprune.allocate.surrogate`) learns from them. Which
+policies: the best one under the model as it stands, the best ones under models drawn from its posterior (Thompson
+sampling: what is uncertain and might pay is tried), and what an agent proposes that PPO has trained on the model, in
+thousands of imagined episodes at sparsities all over a range. One model and one agent serve the whole range: after the
+search there is a policy for every sparsity in it, and a search at another sparsity begins with everything learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ffprune.allocate.agent import Agent, Preset
+from ffprune.allocate.dynamic import coin, dynamic_programming
+from ffprune.allocate.env import Episode, PolicyEnv
+from ffprune.allocate.problem import Problem
+from ffprune.allocate.search import SearchResult, Store, compare, rescore
+from ffprune.allocate.surrogate import Floats, Surrogate
+from ffprune.core.errors import ParameterError
+from ffprune.core.policy import scores_for
+from ffprune.core.schedule import Schedule
+from ffprune.core.units import Allocation
+
+_TRIALS = "trials."
+"""Prefix of the tensors that carry a search's trials to the next."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the trials of a round are chosen.
+
+    Attributes:
+        low: lowest sparsity that agent and model are to serve.
+        high: highest.
+        imagined: episodes that the agent trains on the model before every round.
+        batch: real trials of a round.
+        proposals: how many of them are the agent's.
+
+    Raises:
+        ParameterError: a range that is none, or more proposals than trials.
+    """
+
+    low: float
+    high: float
+    imagined: int = 1024
+    batch: int = 16
+    proposals: int = 4
+
+    @classmethod
+    def around(cls, sparsities: Sequence[float]) -> Guidance:
+        """The range of these sparsities, a little wider."""
+        return cls(max(0.01, min(sparsities) - 0.05), min(0.99, max(sparsities) + 0.05))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high < 1 or not 0 <= self.proposals < self.batch - 1 or self.imagined < 0:
+            raise ParameterError(
+                f"A range from {self.low:g} to {self.high:g} and {self.proposals} of {self.batch} trials by the agent "
+                "were asked for",
+                "A range runs from above 0 to below 1; a round also has the model's best policy and another",
+                "Change search.guide",
+            )
+
+
+@dataclass(frozen=True)
+class GuidedResult(SearchResult):
+    """What a guided search found.
+
+    Attributes:
+        imagined: episodes on the model of the loss, none of which ran the pruned model.
+        front: sparsity -> policy, all over the range, best under the model.
+        predicted: sparsity -> its predicted loss and standard deviation, nats a token.
+    """
+
+    imagined: int = 0
+    front: dict[float, Allocation] = field(default_factory=dict)
+    predicted: dict[float, tuple[float, float]] = field(default_factory=dict)
+
+
+def guided(
+    problem: Problem,
+    curves: Sequence[Floats],
+    guidance: Guidance,
+    preset: Preset,
+    schedule: Schedule,
+    trials: int,
+    finalists: int,
+    seed: int,
+    store: Store,
+    on_episode: Callable[[Episode], None],
+    trained: dict[str, Tensor] | None = None,
+) -> GuidedResult:
+    """Search the best policy at ``problem.sparsity``.
+
+    Args:
+        problem: units, target, bounds, reward and known policies.
+        curves: per unit, float64 ``[m]``: the predicted loss at m equally spaced retentions from 0 to 1.
+        guidance: how trials are chosen.
+        preset: the agent's hyper-parameters.
+        schedule: fidelity of a trial over the search (FF Eq. 5), in trials.
+        trials: real evaluations, rounded up to whole rounds; comparisons on the fixed samples are not counted.
+        finalists: how many of the trials are compared at the end, besides the starts, the model's and the agent's best.
+        seed: of everything random.
+        store: where the state is kept between rounds; a killed search goes on from there to the same result.
+        on_episode: told of every trial (after a resume, of the earlier ones as well).
+        trained: tensors of an earlier search of the same model, whose trials and agent go on here.
+
+    Raises:
+        UnreachableSparsity: no allocation inside the bounds has this sparsity.
+        NonFiniteLoss: no candidate has a finite loss.
+    """
+    surrogate = Surrogate(problem.units, curves)
+    earlier = _Trials.of(trained or {})
+    world = _Imagined(problem, surrogate, guidance, seed)
+    agent = Agent(world, preset, seed)
+    log: list[Episode] = []
+    saved = store.load()
+    if saved is not None:
+        state, past, starts = saved
+        agent.load_state(state)
+        log.extend(past)
+        for episode in past:
+            on_episode(episode)
+    else:
+        starts = rescore(problem, list(problem.starts.items()))
+        if trained is not None:
+            agent.load_weights({k: t for k, t in trained.items() if not k.startswith(_TRIALS)})
+    while True:
+        earlier.teach(surrogate, log)
+        world.aim()
+        if len(log) >= trials:
+            break
+        for _ in range(-(-guidance.imagined // preset.episodes_per_update)):
+            agent.update()
+        number = log[-1].draw + 1 if log else 0
+        samples = schedule.samples_at(len(log), problem.reward.most_samples)
+        for scores, allocation in _round(problem, surrogate, agent, world, guidance, log, seed * 1_000_003 + number):
+            outcome = problem.reward(allocation, samples, number)
+            log.append(Episode(len(log), problem.sparsity, samples, number, scores, allocation, outcome))
+            on_episode(log[-1])
+        store.save(agent.state(), log, starts)
+
+    found = [("model of the loss", _best(problem, surrogate, problem.sparsity))]
+    found.append(("agent", world.allocate(agent.scores(problem.sparsity), problem.sparsity)))
+    if log:
+        means, _ = surrogate.predict([e.allocation.kept for e in log])
+        ranked = [log[int(i)] for i in np.argsort(means, kind="stable")]
+        found += [(f"trial {e.number}", e.allocation) for e in ranked[:finalists]]
+    candidates = compare(problem, found, starts, len(log))
+    grid = {round(float(s), 6): _best(problem, surrogate, float(s)) for s in world.grid}
+    means, deviations = surrogate.predict([allocation.kept for allocation in grid.values()])
+    return GuidedResult(
+        best=candidates[0],
+        candidates=candidates,
+        start=starts[0].name if starts else None,
+        episodes=log,
+        agent=agent.weights() | earlier.tensors(log),
+        imagined=world.episode,
+        front=grid,
+        predicted={s: (float(m), float(d)) for s, m, d in zip(grid, means, deviations, strict=True)},
+    )
+
+
+def _plan(problem: Problem, curves: Sequence[Floats], sparsity: float) -> Allocation:
+    step = coin(problem.units, problem.step)
+    return dynamic_programming(problem.units, curves, sparsity, problem.bounds, step)
+
+
+def _best(problem: Problem, surrogate: Surrogate, sparsity: float) -> Allocation:
+    return _plan(problem, surrogate.curves, sparsity)
+
+
+def _round(
+    problem: Problem,
+    surrogate: Surrogate,
+    agent: Agent,
+    world: _Imagined,
+    guidance: Guidance,
+    log: Sequence[Episode],
+    seed: int,
+) -> list[tuple[NDArray[np.float64], Allocation]]:
+    """The policies of a round: new ones, and the best one known, which ties this round's text to the others'."""
+    rng = np.random.default_rng(seed)
+    chosen: dict[tuple[int, ...], tuple[NDArray[np.float64], Allocation]] = {}
+    tried = {episode.allocation.kept for episode in log}
+
+    def add(allocation: Allocation, scores: NDArray[np.float64] | None = None, known: bool = False) -> None:
+        if known or allocation.kept not in tried:
+            told = np.zeros(len(problem.units)) if scores is None else scores
+            chosen.setdefault(allocation.kept, (told, allocation))
+
+    if log:
+        means, _ = surrogate.predict([e.allocation.kept for e in log])
+        add(log[int(means.argmin())].allocation, known=True)
+    elif problem.starts:
+        add(next(iter(problem.starts.values())), known=True)
+    add(_best(problem, surrogate, problem.sparsity))
+    for _ in range(4 * guidance.batch):
+        if len(chosen) >= guidance.batch - guidance.proposals:
+            break
+        add(_plan(problem, surrogate.draw(rng), problem.sparsity))
+    mean = agent.scores(problem.sparsity)
+    for number in range(4 * guidance.batch):
+        if len(chosen) >= guidance.batch:
+            break
+        scores = mean + (rng.normal(0, agent.preset.noise, len(mean)) if number else 0)
+        add(world.allocate(scores, problem.sparsity), scores)
+    return list(chosen.values())
+
+
+class _Imagined(PolicyEnv):
+    """One step an episode, as in :class:`ffprune.allocate.env.PruningEnv`, but the reward is the model's.
+
+    The sparsity is drawn anew for every episode, and scores are departures from the policy that dynamic programming
+    finds on the model at that sparsity: the agent learns what the sum of curves leaves out.
+
+    Args:
+        problem: what is to be allocated.
+        surrogate: the model of the loss.
+        guidance: the range.
+        seed: of the sparsities.
+
+    Attributes:
+        grid: float64 ``[m]``, sparsities of the range, among them the problem's own.
+    """
+
+    def __init__(self, problem: Problem, surrogate: Surrogate, guidance: Guidance, seed: int) -> None:
+        super().__init__(problem)
+        self._surrogate, self._seed = surrogate, seed
+        low, high = min(guidance.low, problem.sparsity), max(guidance.high, problem.sparsity)
+        self.grid = np.unique(np.append(np.linspace(low, high, 9), problem.sparsity).round(6))
+        self._sparsity = problem.sparsity
+
+    def aim(self) -> None:
+        """Bring the policies that scores depart from up to date with the model."""
+        policies = [_best(self.problem, self._surrogate, float(s)) for s in self.grid]
+        self._base = np.stack([scores_for(np.array(p.retention), self.problem.bounds) for p in policies])
+        self._reference = self._surrogate.predict([p.kept for p in policies])[0]
+
+    def allocate(self, scores: NDArray[np.float64], sparsity: float) -> Allocation:
+        """The policy of an action at a sparsity."""
+        base = [np.interp(sparsity, self.grid, column) for column in self._base.T]
+        return self.problem.allocate(np.asarray(base) + scores, sparsity)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Draw a sparsity."""
+        super().reset(seed=seed)
+        # By the number of the episode: a resumed search draws what it would have drawn.
+        rng = np.random.default_rng([self._seed, self.episode])
+        self._sparsity = float(rng.uniform(self.grid[0], self.grid[-1]))
+        return np.array([self._sparsity], dtype=np.float32), {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Predict; the reward is how much better than dynamic programming the policy is at this sparsity."""
+        allocation = self.allocate(np.asarray(action, dtype=np.float64), self._sparsity)
+        loss = float(self._surrogate.predict([allocation.kept])[0][0])
+        reference = float(np.interp(self._sparsity, self.grid, self._reference))
+        self.episode += 1
+        return np.array([self._sparsity], dtype=np.float32), 1 - loss / reference, True, False, {}
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Trials of searches before this one.
+
+    Attributes:
+        kept: int64 ``[n, N]``, granules kept.
+        loss: float64 ``[n]``.
+        text: int64 ``[n]``, which text a trial read.
+    """
+
+    kept: NDArray[np.int64]
+    loss: Floats
+    text: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> _Trials:
+        if _TRIALS + "kept" not in tensors:
+            return cls(np.zeros((0, 0), dtype=np.int64), np.zeros(0), np.zeros(0, dtype=np.int64))
+        return cls(*(tensors[_TRIALS + name].numpy() for name in ("kept", "loss", "text")))
+
+    def teach(self, surrogate: Surrogate, log: Sequence[Episode]) -> None:
+        """Fit the model to these trials and those of this search."""
+        both = self._with(log)
+        if len(both.loss):
+            surrogate.fit(both.kept.tolist(), both.loss.tolist(), both.text.tolist())
+
+    def tensors(self, log: Sequence[Episode]) -> dict[str, Tensor]:
+        both = self._with(log)
+        named = {"kept": both.kept, "loss": both.loss, "text": both.text}
+        return {_TRIALS + name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in named.items()}
+
+    def _with(self, log: Sequence[Episode]) -> _Trials:
+        if not log:
+            return self
+        # Trials of one update or round read the same text; of another search, another.
+        first = int(self.text.max(initial=-1)) + 1
+        kept = np.array([e.allocation.kept for e in log], dtype=np.int64)
+        texts = np.array([first + e.draw for e in log], dtype=np.int64)
+        loss = np.array([e.outcome.loss for e in log])
+        if not len(self.loss):
+            return _Trials(kept, loss, texts)
+        return _Trials(
+            np.concatenate([self.kept, kept]), np.concatenate([self.loss, loss]), np.concatenate([self.text, texts])
+        )

@@ -1,0 +1,110 @@
+"""A model of the loss of a policy: loss curves of units, corrected by what real trials found.
+
+Each unit's curve (:mod:`ffprune.allocate.curves`) predicts what cutting it alone costs, up to a factor that its
+assumptions leave open; and errors of neighbouring units add up or cancel. So the loss is taken as
+
+    sum_i a_i c_i(k_i) + sum_i b_i sqrt(c_i(k_i) c_i+1(k_i+1)) + text,
+
+linear in a (about a common scale), b (about 0) and the text that a trial read; a Bayesian linear regression on trials
+gives their posterior. With no trial it is the curves; with many, it is the trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffprune.core.units import Unit
+
+Floats = NDArray[np.float64]
+
+FACTOR = 0.5
+"""Prior standard deviation of a unit's factor, relative to the common scale."""
+PAIR = 0.25
+"""Prior standard deviation of a pair's coefficient, relative to the common scale."""
+TEXT = 0.3
+"""Prior standard deviation of a text's offset, relative to the mean loss."""
+NOISE = 0.02
+"""Standard deviation of a trial's loss on given text, relative to the mean loss: what the model cannot express."""
+
+
+class Surrogate:
+    """Predicts the loss of policies, in nats a token above the dense model.
+
+    Args:
+        units: N prunable units.
+        curves: per unit, float64 ``[m]``: the predicted loss at m equally spaced retentions from 0 to 1.
+    """
+
+    def __init__(self, units: Sequence[Unit], curves: Sequence[Floats]) -> None:
+        self._granules = [unit.granules for unit in units]
+        self._curves = [np.asarray(curve, dtype=np.float64) for curve in curves]
+        self._pairs = len(units) - 1
+        self._scale = 1.0
+        self._mean = np.concatenate([np.ones(len(units)), np.zeros(self._pairs)])
+        self._covariance = np.diag(self._prior_deviation() ** 2)
+
+    def fit(self, policies: Sequence[Sequence[int]], losses: Sequence[float], texts: Sequence[int]) -> None:
+        """Learn from all trials so far.
+
+        Args:
+            policies: granules kept per unit, one list a trial.
+            losses: nats a token; trials without a finite loss are left out.
+            texts: which text a trial read; trials of the same text are compared without its offset.
+        """
+        finite = np.isfinite(losses)
+        if not finite.any():
+            return
+        y = np.asarray(losses)[finite]
+        x = self.features(np.asarray(policies)[finite])
+        # One factor for all units is the first thing that trials tell; the rest is learnt around it.
+        predicted = x[:, : -self._pairs or None].sum(1)
+        self._scale = max(float((predicted * y).sum() / (predicted**2).sum()), 1e-12) if predicted.any() else 1.0
+        names = sorted(set(np.asarray(texts)[finite].tolist()))
+        offsets = (np.asarray(texts)[finite][:, None] == names).astype(np.float64)
+        whole = np.concatenate([x, offsets], 1)
+        level = float(np.abs(y).mean()) or 1.0
+        deviation = np.concatenate([self._prior_deviation(), np.full(len(names), TEXT * level)])
+        prior = np.concatenate([np.full(len(self._curves), self._scale), np.zeros(self._pairs + len(names))])
+        # In units of the prior's deviations, so that the matrix to invert is well conditioned.
+        design = whole * deviation / (NOISE * level)
+        covariance = np.linalg.inv(np.eye(len(prior)) + design.T @ design)
+        step = covariance @ design.T @ ((y - whole @ prior) / (NOISE * level))
+        kept = slice(len(self._curves) + self._pairs)
+        self._mean = (prior + deviation * step)[kept]
+        self._covariance = (covariance * np.outer(deviation, deviation))[kept, kept]
+
+    def predict(self, policies: Sequence[Sequence[int]] | NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the loss of policies on text like any other, float64 ``[n]`` each."""
+        x = self.features(np.asarray(policies))
+        return x @ self._mean, np.sqrt(np.einsum("ni,ij,nj->n", x, self._covariance, x).clip(0))
+
+    def draw(self, rng: np.random.Generator) -> list[Floats]:
+        """Curves as they would be were the posterior's uncertainty settled by chance (Thompson sampling)."""
+        count = len(self._curves)
+        values, vectors = np.linalg.eigh(self._covariance[:count, :count])
+        drawn = self._mean[:count] + vectors @ (np.sqrt(values.clip(0)) * rng.standard_normal(count))
+        return self._corrected(drawn)
+
+    @property
+    def curves(self) -> list[Floats]:
+        """The units' curves as corrected so far: what dynamic programming is to plan with."""
+        return self._corrected(self._mean[: len(self._curves)])
+
+    def features(self, policies: NDArray[np.int64]) -> Floats:
+        """c_i(k_i) of every unit, then sqrt(c_i c_i+1) of every two neighbours, float64 ``[n, 2 N - 1]``."""
+        whole = zip(policies.T, self._granules, self._curves, strict=True)
+        single = np.stack([np.interp(k / n, np.linspace(0, 1, len(curve)), curve) for k, n, curve in whole], 1).clip(0)
+        root = np.sqrt(single)
+        return np.concatenate([single, root[:, 1:] * root[:, :-1]], 1)
+
+    def _corrected(self, factors: Floats) -> list[Floats]:
+        # A unit whose cut would pay is more likely a unit of which too little is known.
+        lowest = 0.05 * self._scale
+        return [max(factor, lowest) * curve for factor, curve in zip(factors, self._curves, strict=True)]
+
+    def _prior_deviation(self) -> Floats:
+        spread = np.concatenate([np.full(len(self._curves), FACTOR), np.full(self._pairs, PAIR)])
+        return self._scale * spread

@@ -1,0 +1,118 @@
+"""Logits a few rows at a time: they never cost more memory than a slice of the LM head's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ffprune.core.errors import ParameterError, UnsupportedArchitecture
+
+Reduce = Callable[[Tensor, Tensor, int], Tensor | tuple[Tensor, ...]]
+"""(logits [rows, vocabulary] in the model's dtype, labels [rows], first row of these) -> [rows] float32, or several."""
+
+_PLAIN: WeakSet[nn.Module] = WeakSet()  # models whose head was checked
+
+
+def reduce_logits(
+    model: PreTrainedModel,
+    windows: Tensor,
+    batch_size: int,
+    reduce: Reduce,
+    progress: Callable[[int, int], None] | None = None,
+    head_rows: int = 512,
+) -> list[Tensor]:
+    """Run a model over windows and reduce its logits, at most ``head_rows`` rows of which exist at a time.
+
+    The decoder and the LM head run in the model's own dtype.
+
+    Args:
+        model: a causal language model; put into eval mode while it runs, then back.
+        windows: [n_windows, seqlen] int64 token ids.
+        batch_size: windows per forward pass.
+        reduce: called with the rows in the order of windows and positions, ``seqlen - 1`` a window.
+        progress: called after each batch with windows done and windows in total.
+        head_rows: positions per application of the LM head.
+
+    Returns:
+        What ``reduce`` gives, each as [n_windows, seqlen - 1] float32 on the CPU.
+
+    Raises:
+        ParameterError: windows of a wrong shape, batch_size or head_rows below 1.
+        UnsupportedArchitecture: the logits are not just the head of the decoder's output.
+    """
+    if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2 or batch_size < 1 or head_rows < 1:
+        raise ParameterError(
+            f"Asked for the loss on windows of shape {tuple(windows.shape)}, {batch_size} at a time, "
+            f"with {head_rows} rows of logits at a time",
+            "Windows are [at least 1, at least 2] token ids; batch_size and head_rows are at least 1",
+            "Give more windows or longer ones, or raise batch_size or head_rows",
+        )
+    training = model.training
+    model.train(False)
+    done = 0
+    pieces: list[tuple[Tensor, ...]] = []
+    try:
+        assert_head_is_plain(model)
+        decoder, head = _ends(model)
+        assert head is not None  # checked above
+        with torch.inference_mode():
+            for start in range(0, len(windows), batch_size):
+                batch = windows[start : start + batch_size].to(model.device)
+                hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
+                rows = hidden.reshape(-1, hidden.shape[-1])
+                labels = batch[:, 1:].reshape(-1)
+                for i in range(0, len(rows), head_rows):
+                    reduced = reduce(head(rows[i : i + head_rows]), labels[i : i + head_rows], done + i)
+                    pieces.append(reduced if isinstance(reduced, tuple) else (reduced,))
+                done += len(rows)
+                if progress is not None:
+                    progress(min(start + batch_size, len(windows)), len(windows))
+    finally:
+        model.train(training)
+    # Copies: no inference tensors, so that callers may differentiate around them.
+    return [torch.cat(column).cpu().view(len(windows), -1).clone() for column in zip(*pieces, strict=True)]
+
+
+def assert_head_is_plain(model: PreTrainedModel) -> None:
+    """Check once per model that its logits are ``head(decoder(x))``, by comparing both on 8 tokens.
+
+    Scaled or soft-capped logits (Gemma, Granite, Cohere) would otherwise be lost without a sign. OPT-350M's
+    ``project_out`` is inside the decoder and passes.
+
+    Args:
+        model: a causal language model in eval mode.
+
+    Raises:
+        UnsupportedArchitecture: the two differ.
+    """
+    if model in _PLAIN:
+        return
+    decoder, head = _ends(model)
+    plain = False
+    if head is not None and decoder is not model:
+        vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+        tokens = (torch.arange(8, device=model.device) * 97 % vocabulary)[None]
+        with torch.inference_mode():
+            logits = model(input_ids=tokens, use_cache=False).logits
+            ours = head(decoder(input_ids=tokens, use_cache=False).last_hidden_state)
+        # The same kernels on the same numbers: two units in the last place are more than enough.
+        scale = float(logits.float().nan_to_num(0.0, 0.0, 0.0).abs().max())
+        slack = 2 * torch.finfo(logits.dtype).eps * scale
+        plain = torch.allclose(ours.float(), logits.float(), rtol=0.0, atol=slack, equal_nan=True)
+    if not plain:
+        raise UnsupportedArchitecture(
+            f"The logits of {type(model).__name__} are not its LM head applied to its decoder's output",
+            "Perplexity applies the head to a few rows at a time, which loses scaled or soft-capped logits",
+            "Use a model of a supported family, or teach ffprune.evaluate.perplexity this model's last step",
+        )
+    _PLAIN.add(model)
+
+
+def _ends(model: Any) -> tuple[nn.Module, nn.Module | None]:
+    """The decoder and the LM head (None where there is none)."""
+    return model.get_decoder(), model.get_output_embeddings()

@@ -1,0 +1,140 @@
+"""The guided search in a world whose units matter otherwise than their curves say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ffprune.allocate.agent import Preset
+from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.allocate.env import Episode
+from ffprune.allocate.guided import Guidance, GuidedResult, guided
+from ffprune.allocate.problem import Problem
+from ffprune.core.budget import Bounds
+from ffprune.core.errors import NonFiniteLoss, ParameterError
+from ffprune.core.schedule import Schedule
+from ffprune.core.units import Allocation
+from tests.allocate.test_search import Memory
+from tests.allocate.worlds import Bandit, assert_exact, layers
+
+UNITS = layers(3)
+BOUNDS = Bounds(0.1, 1.0)
+CURVES = [(1 - np.linspace(0, 1, unit.granules + 1)) ** 2 for unit in UNITS]
+WEIGHTS = (1.0, 0.1, 4.0, 2.0, 0.4, 1.0)
+SMALL = Preset((16,), (16,), 3e-3, 0.2, 16, 4, 0.1)
+GUIDANCE = Guidance(0.2, 0.4, imagined=32, batch=6, proposals=2)
+FLAT = Schedule(1.0, 1.0, 0.0)
+
+
+def problem(bandit: Bandit, sparsity: float = 0.3) -> Problem:
+    start = dynamic_programming(UNITS, CURVES, sparsity, BOUNDS, 1)
+    return Problem(UNITS, sparsity, BOUNDS, "water_fill", 1, bandit, {"dynamic programming": start})
+
+
+def run(
+    bandit: Bandit, trials: int = 24, store: Memory | None = None, sparsity: float = 0.3, **more: object
+) -> GuidedResult:
+    log: list[Episode] = []
+    found = guided(
+        problem(bandit, sparsity),
+        CURVES,
+        GUIDANCE,
+        SMALL,
+        FLAT,
+        trials,
+        2,
+        0,
+        store or Memory(),
+        log.append,
+        **more,  # type: ignore[arg-type]
+    )
+    assert [e.number for e in log] == list(range(len(found.episodes)))
+    return found
+
+
+def best(sparsity: float) -> Allocation:
+    true = [weight * curve for weight, curve in zip(WEIGHTS, CURVES, strict=True)]
+    return dynamic_programming(UNITS, true, sparsity, BOUNDS, 1)
+
+
+def test_it_comes_near_the_optimum_in_two_dozen_trials() -> None:
+    bandit = Bandit(WEIGHTS)
+    found = run(bandit)
+    start = bandit.loss(problem(bandit).starts["dynamic programming"])
+    optimum = bandit.loss(best(0.3))
+    assert bandit.loss(found.best.allocation) < optimum + 0.1 * (start - optimum)
+    assert 24 <= len(found.episodes) < 24 + 6
+    assert found.imagined == 32 * (1 + found.episodes[-1].draw)
+    for episode in found.episodes:
+        assert_exact(episode.allocation, 0.3)
+
+
+def test_the_front_covers_the_range_and_each_policy_is_exact() -> None:
+    bandit = Bandit(WEIGHTS)
+    found = run(bandit)
+    assert min(found.front) == 0.2
+    assert max(found.front) == 0.4
+    for sparsity, allocation in found.front.items():
+        assert_exact(allocation, sparsity)
+        assert bandit.loss(allocation) < 1.2 * bandit.loss(best(sparsity)) + 0.01
+
+
+def test_trials_of_a_round_read_the_same_text_and_the_best_known_is_among_them() -> None:
+    found = run(Bandit(WEIGHTS))
+    rounds = [[e for e in found.episodes if e.draw == draw] for draw in range(1 + found.episodes[-1].draw)]
+    # In so small a world proposals coincide; they are not tried twice.
+    assert len(rounds[0]) == 6
+    assert all(1 < len(trials) <= 6 for trials in rounds)
+    tried: set[tuple[int, ...]] = set()
+    for trials in rounds:
+        kept = [e.allocation.kept for e in trials]
+        assert len(set(kept)) == len(kept)
+        assert len(tried & set(kept)) == (1 if tried else 0)
+        tried |= set(kept)
+
+
+@pytest.mark.parametrize("saves", [1, 2, 3])
+def test_killed_after_a_round_it_ends_as_if_never_killed(saves: int) -> None:
+    whole = run(Bandit(WEIGHTS, noise=0.3))
+    store = Memory(die_after=saves)
+    with pytest.raises(KeyboardInterrupt):
+        run(Bandit(WEIGHTS, noise=0.3), store=store)
+    torch.manual_seed(99)
+    store.die_after = None
+    again = run(Bandit(WEIGHTS, noise=0.3), store=store)
+    assert [e.allocation.kept for e in again.episodes] == [e.allocation.kept for e in whole.episodes]
+    assert again.best.allocation == whole.best.allocation
+    assert again.agent.keys() == whole.agent.keys()
+    for name, tensor in whole.agent.items():
+        assert torch.equal(tensor, again.agent[name]), name
+
+
+def test_another_sparsity_begins_with_what_was_learnt() -> None:
+    first = run(Bandit(WEIGHTS))
+    bandit = Bandit(WEIGHTS)
+    found = run(bandit, trials=6, sparsity=0.35, trained=first.agent)
+    alone = run(Bandit(WEIGHTS), trials=6, sparsity=0.35)
+    optimum = bandit.loss(best(0.35))
+    assert bandit.loss(found.best.allocation) < optimum * 1.02 + 0.01
+    assert bandit.loss(found.best.allocation) <= bandit.loss(alone.best.allocation) + 1e-9
+    assert len(found.agent["trials.loss"]) == len(first.episodes) + len(found.episodes)
+
+
+def test_without_trials_it_compares_what_the_curves_give() -> None:
+    found = run(Bandit(WEIGHTS), trials=0)
+    assert found.episodes == []
+    assert found.best.name in ("dynamic programming", "agent")
+
+
+def test_broken_trials_are_survived_and_a_broken_world_is_told() -> None:
+    found = run(Bandit(WEIGHTS, broken=(3, 4, 9)))
+    assert found.best.outcome.finite
+    with pytest.raises(NonFiniteLoss):
+        run(Bandit(WEIGHTS, broken=range(200)), trials=6)
+
+
+@pytest.mark.parametrize("change", [{"low": 0.5}, {"proposals": 6}, {"high": 1.0}])
+def test_guidance_that_cannot_be_followed_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ParameterError, match=r"search\.guide"):
+        Guidance(**{"low": 0.2, "high": 0.4, "batch": 6, "proposals": 2, **change})  # type: ignore[arg-type]
