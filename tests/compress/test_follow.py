@@ -56,6 +56,15 @@ def test_shapes_follow_the_allocation_and_dampings_are_chosen(view: ModelView) -
     assert torch.isfinite(view.model(WINDOWS, use_cache=False).logits).all()
 
 
+def test_layers_may_multiply_in_another_dtype(view: ModelView) -> None:
+    exact = ModelView(copy_model(view.model))
+    follow(exact, policy(view), WINDOWS, 2, "wanda_column", 0.01)
+    follow(view, policy(view), WINDOWS, 2, "wanda_column", 0.01, torch.bfloat16)
+    assert {parameter.dtype for parameter in view.model.parameters()} == {torch.float32}
+    wanted = answer(exact)
+    assert float((answer(view) - wanted).norm()) < 0.2 * float(wanted.norm())
+
+
 def test_orders_that_are_given_are_not_ranked_again(view: ModelView) -> None:
     allocation = policy(view)
     reverse = [torch.arange(unit.granules - 1, -1, -1) for unit in view.units]

@@ -20,13 +20,13 @@ from ffprune.core.units import Unit
 
 Floats = NDArray[np.float64]
 
-FACTOR = 0.5
+FACTOR = 0.2
 """Prior standard deviation of a unit's factor, relative to the common scale."""
-PAIR = 0.25
+PAIR = 0.1
 """Prior standard deviation of a pair's coefficient, relative to the common scale."""
 TEXT = 0.3
 """Prior standard deviation of a text's offset, relative to the mean loss."""
-NOISE = 0.02
+NOISE = 0.03
 """Standard deviation of a trial's loss on given text, relative to the mean loss: what the model cannot express."""
 
 

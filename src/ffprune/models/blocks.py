@@ -43,7 +43,8 @@ class Distance:
             weight: [d, k], the other map; the bias stays.
         """
         with torch.no_grad():
-            difference = linear(self.inputs[..., columns], weight) - linear(self.inputs, last.weight)
+            inputs = self.inputs.to(weight.dtype)  # autocast hands them over in its own
+            difference = linear(inputs[..., columns], weight) - linear(inputs, last.weight)
         return self.stream + difference
 
 
