@@ -1,0 +1,314 @@
+"""What a search costs and finds, beside evolutionary search in the same space, with the same cuts and evaluator.
+
+Every search is rewarded by the divergence from the dense model on windows of validation text that it may draw, and its
+answer is judged by perplexity on the fixed windows that no search draws from. EAS and EvoPress begin with the uniform
+policy and random ones, as published; ours with the loss curves of the sensitivity stage, whose tokens are counted
+(three times: forward and backward), as are all comparisons of candidates. One process, one machine: ratios only.
+
+    python benchmarks/search.py [--project FOLDER] [--seeds N] [--trials N] [--again] [--sparsity S ...]
+
+It needs what `make run` makes up to the stage sensitivity; without it says so and ends. Runs are kept in
+results/search_runs.json one by one, and not repeated; results/search.json has the metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+# Threads that wait must not spin (src/ffprune/stages/environment.py); read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+
+from ffprune.allocate.agent import PRESETS
+from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.allocate.evolution import Evolution, eas
+from ffprune.allocate.evopress import EvoPress, evopress
+from ffprune.allocate.guided import Guidance, guided
+from ffprune.allocate.problem import Problem
+from ffprune.allocate.search import Candidate, search
+from ffprune.allocate.uniform import handmade, uniform
+from ffprune.compress.structured import Plan, prepare
+from ffprune.core.budget import Bounds
+from ffprune.core.schedule import Schedule
+from ffprune.core.units import Allocation
+from ffprune.evaluate.logits import reduce_logits
+from ffprune.evaluate.reward import ModelReward
+from ffprune.models.view import ModelView
+from ffprune.stages import artifacts
+from ffprune.stages.inputs import DTYPES, load, read_grams, read_orders, sample_windows
+from ffprune.stages.params import load_params
+from ffprune.stages.record import CURVES, DENSE, GRAMS, ORDER, VALIDATION
+from ffprune.stages.sections import Params
+
+HERE = Path(__file__).resolve().parent
+RUNS, RESULTS = HERE / "results" / "search_runs.json", HERE / "results" / "search.json"
+BOUNDS, STEP, FIXED, SAMPLES = Bounds(0.2, 1.0), 32, 16, 2
+COMMAND = "python benchmarks/search.py"
+
+
+class Nothing:
+    """Keeps no state of a search: a benchmark starts anew."""
+
+    def load(self) -> None:
+        return None
+
+    def save(self, *state: object) -> None:
+        return None
+
+
+class Bench:
+    """The default project's model, set up as the stage search does.
+
+    Args:
+        root: the project.
+        params: its parameters.
+    """
+
+    def __init__(self, root: Path, params: Params) -> None:
+        self.params = params
+        windows = sample_windows(root / DENSE, root / VALIDATION, params.search.seqlen, 0, params.seed, "search.seqlen")
+        view = ModelView(load(root / DENSE, params.compute, torch.float32))
+        self.curves = [np.array(row["loss"]) for row in artifacts.read_json(root / CURVES)]
+        fisher = params.sensitivity.fisher
+        self.evidence_tokens = 3 * fisher.windows * fisher.seqlen
+        orders, grams = read_orders(view, root / ORDER, repaired=True), read_grams(view, root / GRAMS)
+        self.plan: Plan = prepare(view, orders, grams, params.search.damping, DTYPES[params.compute.dtype])
+        self.units = view.units
+        self.windows = windows
+        self.reward = self._reward("divergence")
+
+    def _reward(self, kind: str) -> ModelReward:
+        return ModelReward(
+            model=self.plan.view.model,
+            apply=self.plan.apply,
+            dense=Allocation.dense(self.units),
+            windows=self.windows,
+            kind=kind,
+            trial_samples=SAMPLES,
+            fixed=FIXED,
+            batch_size=8,
+            seed=0,
+        )
+
+    def problem(self, sparsity: float, informed: bool) -> Problem:
+        """With the starts that the stage search knows, or with the uniform policy alone."""
+        starts = {"uniform": uniform(self.units, sparsity, BOUNDS)}
+        if informed:
+            starts = {
+                "dynamic programming": dynamic_programming(self.units, self.curves, sparsity, BOUNDS, STEP),
+                "handmade": handmade(self.units, sparsity, BOUNDS),
+            }
+        return Problem(self.units, sparsity, BOUNDS, "water_fill", STEP, self.reward, starts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--project", type=Path, default=HERE.parent)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=450, help="of each rival, about")
+    parser.add_argument("--sparsity", type=float, nargs="*", default=[0.2, 0.3])
+    parser.add_argument("--again", action="store_true", help="measure what is known already, too")
+    chosen = parser.parse_args()
+    if not (chosen.project / CURVES).is_file():
+        print(f"skipped: {chosen.project} has no {CURVES}; make run makes it", file=sys.stderr)
+        return 0
+    params = load_params(chosen.project / "params.yaml")
+    torch.set_float32_matmul_precision(params.compute.matmul_precision)
+    bench = Bench(chosen.project, params)
+    runs: dict[str, Any] = json.loads(RUNS.read_text()) if RUNS.is_file() and not chosen.again else {}
+    if "cost" not in runs:
+        runs["cost"] = _cost(bench)
+        _keep(runs)
+    if "noise" not in runs:
+        runs["noise"] = _noise(bench)
+        _keep(runs)
+    for seed in range(chosen.seeds):
+        for sparsity in chosen.sparsity:
+            for name, run in METHODS.items():
+                key = f"{name} {sparsity:g} seed {seed}"
+                if key not in runs:
+                    started = time.monotonic()
+                    runs[key] = run(bench, sparsity, seed, chosen.trials)
+                    runs[key]["seconds"] = round(time.monotonic() - started, 1)
+                    _keep(runs)
+                    print(key, json.dumps(runs[key]), flush=True)
+    return 0
+
+
+def _ours(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
+    """The best answer after 0, 16, 32 and 48 trials; what was tried before comes from the reward's memory."""
+    del trials
+    steps = []
+    for count in (0, 16, 32, 48):
+        found = guided(
+            bench.problem(sparsity, informed=True),
+            bench.curves,
+            Guidance(0.1, 0.4),
+            PRESETS["guided"],
+            Schedule(1.0, 1.0, 0.0),
+            count,
+            2,
+            seed,
+            Nothing(),
+            lambda episode: None,
+        )
+        tokens = bench.evidence_tokens + sum(e.outcome.tokens for e in found.episodes) + _read(found.candidates)
+        steps.append({"trials": len(found.episodes), "tokens": tokens} | _answer(found.best))
+    return {"steps": steps, **steps[-1]}
+
+
+def _warm(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
+    del trials
+    schedule = Schedule.scaled(0.6, 0.01, 500, episodes=48)
+    problem = bench.problem(sparsity, informed=True)
+    found = search(problem, PRESETS["warm"], schedule, 48, 2, seed, Nothing(), lambda episode: None)
+    tokens = bench.evidence_tokens + sum(e.outcome.tokens for e in found.episodes) + _read(found.candidates)
+    return {"trials": len(found.episodes), "tokens": tokens} | _answer(found.best)
+
+
+def _eas(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
+    found = eas(bench.problem(sparsity, informed=False), Evolution(), trials, seed, lambda trial: None)
+    tokens = sum(t.outcome.tokens for t in found.trials) + _read(found.candidates)
+    return {"trials": len(found.trials), "tokens": tokens} | _answer(found.best)
+
+
+def _evopress(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
+    settings = EvoPress(offspring=32, survivors=(4, 1), fidelities=(1 / SAMPLES, 1.0))
+    found = evopress(bench.problem(sparsity, informed=False), settings, trials, seed, lambda trial: None)
+    tokens = sum(t.outcome.tokens for t in found.trials) + _read(found.candidates)
+    return {"trials": len(found.trials), "tokens": tokens} | _answer(found.best)
+
+
+METHODS: dict[str, Callable[[Bench, float, int, int], dict[str, Any]]] = {
+    "guided": _ours,
+    "evopress": _evopress,
+    "eas": _eas,
+    "warm": _warm,
+}
+
+
+def _read(candidates: list[Candidate]) -> int:
+    return sum(candidate.outcome.tokens for candidate in candidates)
+
+
+def _answer(best: Candidate) -> dict[str, Any]:
+    outcome = best.outcome
+    ratio = outcome.perplexity / outcome.dense_perplexity
+    return {"source": best.name, "ratio": round(ratio, 5), "divergence": round(outcome.loss, 5)}
+
+
+def _cost(bench: Bench) -> dict[str, list[float]]:
+    """Seconds of setting a policy, of a trial, and of a bare forward pass of the same shapes and tokens."""
+    rng = np.random.default_rng(0)
+    windows = bench.windows[FIXED : FIXED + SAMPLES]
+    seconds: dict[str, list[float]] = {"set": [], "trial": [], "forward": [], "perplexity_trial": []}
+    plain = bench._reward("perplexity_ratio")
+    problem = bench.problem(0.2, informed=True)
+    for _ in range(12):
+        policy = problem.allocate(rng.normal(0, 0.3, len(bench.units)), 0.2)
+        clock = time.perf_counter
+        # Like a search's policies, these share some levels and not others; nothing is warmed up for them.
+        begun = clock()
+        bench.plan.apply(policy)
+        seconds["set"].append(clock() - begun)
+        for kind, reward in (("trial", bench.reward), ("perplexity_trial", plain)):
+            reward._known.clear()
+            begun = clock()
+            reward(policy, SAMPLES, 0)
+            seconds[kind].append(clock() - begun)
+        begun = clock()
+        reduce_logits(bench.plan.view.model, windows, 8, lambda logits, labels, first: logits[:, 0].float())
+        seconds["forward"].append(clock() - begun)
+    return {name: values[2:] for name, values in seconds.items()}
+
+
+def _noise(bench: Bench) -> dict[str, float]:
+    """Signal to noise of the rewards per 1,000 tokens: differences between policies over their spread across texts.
+
+    Twelve policies near the best known one, each on the same twelve windows. The signal is the standard deviation of
+    the policies' means; the noise that of a policy's departure from its mean, less what all policies share on a window.
+    """
+    rng = np.random.default_rng(1)
+
+    def near() -> Allocation:
+        factors = rng.lognormal(0, 0.3, len(bench.curves))
+        curves = [factor * curve for factor, curve in zip(factors, bench.curves, strict=True)]
+        return dynamic_programming(bench.units, curves, 0.2, BOUNDS, STEP)
+
+    policies = [near() for _ in range(12)]
+    tables: dict[str, list[list[float]]] = {"divergence": [], "nll": []}
+    for policy in policies:
+        single = [_on_window(bench, policy, window) for window in range(12)]
+        tables["divergence"].append([pair[0] for pair in single])
+        tables["nll"].append([pair[1] for pair in single])
+    tokens = bench.windows.shape[1] - 1
+    found = {}
+    for name, rows in tables.items():
+        table = np.array(rows)
+        rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+        noise = float(np.sqrt((rest**2).sum() / ((len(rows) - 1) * 11)) * np.sqrt(tokens / 1000))
+        signal = float(np.sqrt(max(table.mean(1).var(ddof=1) - (noise**2 * 1000 / tokens) / 12, 0)))
+        found |= {f"{name} signal": signal, f"{name} noise": noise, f"{name} ratio": signal / noise}
+    return found
+
+
+def _on_window(bench: Bench, policy: Allocation, window: int) -> tuple[float, float]:
+    """Divergence and loss above the dense model of a policy on one window."""
+    outcome = bench.reward._score(policy, [window])
+    return outcome.loss, float(np.log(outcome.perplexity / outcome.dense_perplexity))
+
+
+def _keep(runs: dict[str, Any]) -> None:
+    RUNS.write_text(json.dumps(runs, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"rows": _rows(runs)}, indent=2) + "\n")
+
+
+def _rows(runs: dict[str, Any]) -> list[dict[str, Any]]:
+    setting = (
+        "SmolLM2-135M-Instruct, default validation text, windows of 512 tokens, bfloat16, trials of "
+        f"{SAMPLES} windows, judged on {FIXED} fixed windows"
+    )
+
+    def row(metric: str, values: list[float], goal: str) -> dict[str, Any]:
+        shown = {"value": median(values), "low": min(values), "high": max(values)}
+        rounded = {name: round(value, 4) for name, value in shown.items()}
+        return {"metric": metric, **rounded, "goal": goal, "setting": setting, "command": COMMAND}
+
+    rows = []
+    if cost := runs.get("cost"):
+        pairs = list(zip(cost["trial"], cost["forward"], cost["set"], cost["perplexity_trial"], strict=True))
+        rows.append(row("trial_over_forward", [trial / forward for trial, forward, _, _ in pairs], "<= 1.05"))
+        rows.append(
+            row("trial_over_forward_by_perplexity", [plain / forward for _, forward, _, plain in pairs], "<= 1.05")
+        )
+        rows.append(row("policy_set_share", [put / trial for trial, _, put, _ in pairs], "<= 0.02"))
+    if noise := runs.get("noise"):
+        rows += [row(f"signal_to_noise_{name}", [noise[f"{name} ratio"]], "report") for name in ("divergence", "nll")]
+    for sparsity in ("0.2", "0.3"):
+        ours = {k.rsplit(" ", 1)[1]: v for k, v in runs.items() if k.startswith(f"guided {sparsity} ")}
+        for rival, goal in (("eas", ">= 3.4, aim 10"), ("evopress", "> 1, aim 3")):
+            tokens, quality = [], []
+            for seed, mine in ours.items():
+                other = runs.get(f"{rival} {sparsity} seed {seed}")
+                if other:
+                    first = next((s for s in mine["steps"] if s["ratio"] <= other["ratio"]), None)
+                    tokens.append(other["tokens"] / first["tokens"] if first else 0.0)
+                    quality.append(mine["ratio"] / other["ratio"])
+            if tokens:
+                rows.append(row(f"{rival}_tokens_over_ours_{sparsity}", tokens, goal))
+                rows.append(row(f"ours_over_{rival}_perplexity_{sparsity}", quality, "< 1"))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
