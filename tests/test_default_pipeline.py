@@ -27,8 +27,10 @@ SMALL: dict[str, Any] = {
     "search.finalists": 1,
     "transfer.episodes": 16,
     "prune.policies": ["uniform", "searched"],
+    "ridge.repairs": {"ridge": ["uniform", "searched"], "stream": ["searched"]},
+    "ridge.stream.windows": 32,
     "evaluate.windows": 4,
-    "evaluate.methods": ["uniform+ridge", "searched", "searched+ridge"],
+    "evaluate.methods": ["uniform+ridge", "searched", "searched+ridge", "searched+stream"],
     "evaluate.speed.repeats": 1,
     "evaluate.speed.decode_tokens": 4,
     "evaluate.zero_shot.items": 8,
@@ -120,13 +122,15 @@ def test_the_default_pipeline(tmp_path: Path) -> None:
         searched, uniform = work.row("searched+ridge", sparsity), work.row("uniform+ridge", sparsity)
         assert searched["perplexity"] < uniform["perplexity"]
         assert searched["perplexity"] < work.row("searched", sparsity)["perplexity"]
+        # On so little text too, following the stream is the better repair.
+        assert work.row("searched+stream", sparsity)["perplexity"] < searched["perplexity"]
         removed = 106_168_320 * sparsity
         # One FFN channel has three vectors of 576 weights.
         assert 0 <= 134_515_008 - searched["params"] - removed < 3 * 576
         assert searched["bytes"] < summary["dense"]["bytes"] * (1 - 0.7 * sparsity)
 
     # A new process reads the same model from the folder.
-    row = work.row("searched+ridge", 0.2)
+    row = work.row("searched+stream", 0.2)
     assert float(work.run("-c", RELOAD, row["path"])) == pytest.approx(row["perplexity"], abs=5e-5)
 
     # One run of the pipeline, one child a stage, curves and hashes inside.
@@ -154,4 +158,4 @@ def test_the_default_pipeline(tmp_path: Path) -> None:
     # An earlier state comes back from the cache.
     work.set({"evaluate.text": "data/text/test.txt", "ridge.damping": 0.01})
     assert work.stages_run() == []
-    assert work.row("searched+ridge", 0.2) == row
+    assert work.row("searched+stream", 0.2) == row

@@ -39,8 +39,9 @@ class Surrogate:
     """
 
     def __init__(self, units: Sequence[Unit], curves: Sequence[Floats]) -> None:
-        self._granules = [unit.granules for unit in units]
         self._curves = [np.asarray(curve, dtype=np.float64) for curve in curves]
+        # Where each curve's points lie, in granules.
+        self._points = [np.linspace(0, u.granules, len(curve)) for u, curve in zip(units, self._curves, strict=True)]
         self._pairs = len(units) - 1
         self._scale = 1.0
         self._mean = np.concatenate([np.ones(len(units)), np.zeros(self._pairs)])
@@ -95,8 +96,8 @@ class Surrogate:
 
     def features(self, policies: NDArray[np.int64]) -> Floats:
         """c_i(k_i) of every unit, then sqrt(c_i c_i+1) of every two neighbours, float64 ``[n, 2 N - 1]``."""
-        whole = zip(policies.T, self._granules, self._curves, strict=True)
-        single = np.stack([np.interp(k / n, np.linspace(0, 1, len(curve)), curve) for k, n, curve in whole], 1).clip(0)
+        whole = zip(policies.T, self._points, self._curves, strict=True)
+        single = np.stack([np.interp(kept, points, curve) for kept, points, curve in whole], 1).clip(0)
         root = np.sqrt(single)
         return np.concatenate([single, root[:, 1:] * root[:, :-1]], 1)
 
