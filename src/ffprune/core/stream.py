@@ -66,29 +66,42 @@ def repair_towards(weight: Tensor, fit: Moments, held: Moments, kept: Tensor, da
     Returns:
         float ``[d_out, k]`` in the dtype of ``weight``, computed in float64, from all tokens, and the lambda chosen.
     """
+    learnt = _Normal.of(weight, fit, kept)
     if held.gram.count:
-        damping = min(DAMPINGS, key=lambda strength: _error(weight, _change(weight, fit, kept, strength), held, kept))
-    change = _change(weight, fit.merge(held), kept, damping)
-    return (weight[:, kept].double() + change).to(weight.dtype), damping
+        unseen = _Normal.of(weight, held, kept)
+        damping = min(DAMPINGS, key=lambda strength: unseen.error(learnt.change(strength)))
+        learnt = _Normal(learnt.inner + unseen.inner, learnt.wish + unseen.wish, learnt.mean + unseen.mean)
+    return (weight[:, kept].double() + learnt.change(damping)).to(weight.dtype), damping
 
 
-def _wish(weight: Tensor, moments: Moments, kept: Tensor) -> Tensor:
-    """Sum of (target - W_R x_R) x_R^T, float64 ``[d_out, k]``."""
-    assert moments.gram.xx is not None
-    lost = weight.double().index_fill(1, kept, 0.0)
-    wish: Tensor = lost @ moments.gram.xx.double()[:, kept] + moments.cross[:, kept].double()
-    return wish
+@dataclass(frozen=True)
+class _Normal:
+    """The normal equations of what is to be added to W_R, in float64.
 
+    Attributes:
+        inner: ``[k, k]``, G_RR.
+        wish: ``[d_out, k]``, sum of (target - W_R x_R) x_R^T.
+        mean: mean of the whole G's diagonal.
+    """
 
-def _change(weight: Tensor, moments: Moments, kept: Tensor, damping: float) -> Tensor:
-    """What is added to W_R, float64 ``[d_out, k]``."""
-    assert moments.gram.xx is not None
-    inner = damped(moments.gram.xx.double(), damping)[kept][:, kept]
-    return torch.cholesky_solve(_wish(weight, moments, kept).T, torch.linalg.cholesky(inner)).T
+    inner: Tensor
+    wish: Tensor
+    mean: float
 
+    @classmethod
+    def of(cls, weight: Tensor, moments: Moments, kept: Tensor) -> _Normal:
+        gram = moments.gram.xx
+        assert gram is not None
+        columns = gram[:, kept].double()
+        lost = weight.double().index_fill(1, kept, 0.0)
+        wish = lost @ columns + moments.cross[:, kept].double()
+        return cls(columns[kept], wish, float(gram.diagonal().mean(dtype=torch.float64)))
 
-def _error(weight: Tensor, change: Tensor, moments: Moments, kept: Tensor) -> float:
-    """Squared distance from the target summed over tokens, less a constant."""
-    assert moments.gram.xx is not None
-    inner = moments.gram.xx.double()[kept][:, kept]
-    return float((change * (change @ inner - 2 * _wish(weight, moments, kept))).sum())
+    def change(self, damping: float) -> Tensor:
+        """The ridge solution, ``[d_out, k]``."""
+        inner = damped(self.inner, damping * self.mean, absolute=True)
+        return torch.cholesky_solve(self.wish.T, torch.linalg.cholesky(inner)).T
+
+    def error(self, change: Tensor) -> float:
+        """Squared distance from the target summed over tokens, less a constant."""
+        return float((change * (change @ self.inner - 2 * self.wish)).sum())
