@@ -68,7 +68,7 @@ def test_it_comes_near_the_optimum_in_two_dozen_trials(found: GuidedResult) -> N
     start = bandit.loss(problem(bandit).starts["dynamic programming"])
     optimum = bandit.loss(best(0.3))
     assert bandit.loss(found.best.allocation) < optimum + 0.3 * (start - optimum)
-    assert 24 <= len(found.episodes) < 24 + 6
+    assert len(found.episodes) == 24
     assert found.imagined == 8 * (1 + found.episodes[-1].draw)
     for episode in found.episodes:
         assert_exact(episode.allocation, 0.3)
@@ -87,7 +87,7 @@ def test_trials_of_a_round_read_the_same_text_and_the_best_known_is_among_them(f
     rounds = [[e for e in found.episodes if e.draw == draw] for draw in range(1 + found.episodes[-1].draw)]
     # In so small a world proposals coincide; they are not tried twice.
     assert len(rounds[0]) == 6
-    assert all(1 < len(trials) <= 6 for trials in rounds)
+    assert all(1 <= len(trials) <= 6 for trials in rounds)
     tried: set[tuple[int, ...]] = set()
     for trials in rounds:
         kept = [e.allocation.kept for e in trials]

@@ -105,7 +105,7 @@ def guided(
         guidance: how trials are chosen.
         preset: the agent's hyper-parameters.
         schedule: fidelity of a trial over the search (FF Eq. 5), in trials.
-        trials: real evaluations, rounded up to whole rounds; comparisons on the fixed samples are not counted.
+        trials: real evaluations; comparisons on the fixed samples are not counted.
         finalists: how many of the trials are compared at the end, besides the starts, the model's and the agent's best.
         seed: of everything random.
         store: where the state is kept between rounds; a killed search goes on from there to the same result.
@@ -141,7 +141,8 @@ def guided(
             agent.update()
         number = log[-1].draw + 1 if log else 0
         samples = schedule.samples_at(len(log), problem.reward.most_samples)
-        for scores, allocation in _round(problem, surrogate, agent, world, guidance, log, seed * 1_000_003 + number):
+        policies = _round(problem, surrogate, agent, world, guidance, log, seed * 1_000_003 + number)
+        for scores, allocation in policies[: trials - len(log)]:
             outcome = problem.reward(allocation, samples, number)
             log.append(Episode(len(log), problem.sparsity, samples, number, scores, allocation, outcome))
             on_episode(log[-1])
