@@ -12,7 +12,7 @@ from ffprune.allocate.env import Episode
 from ffprune.allocate.guided import Guidance, GuidedResult, guided
 from ffprune.allocate.problem import Problem
 from ffprune.core.budget import Bounds
-from ffprune.core.errors import NonFiniteLoss, ParameterError
+from ffprune.core.errors import NonFiniteLoss, ParameterError, UnreachableSparsity
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 from tests.allocate.test_search import Memory
@@ -120,6 +120,16 @@ def test_another_sparsity_begins_with_what_was_learnt(found: GuidedResult) -> No
     assert bandit.loss(second.best.allocation) < optimum * 1.02 + 0.01
     assert bandit.loss(second.best.allocation) <= bandit.loss(alone.best.allocation) + 1e-9
     assert len(second.agent["trials.loss"]) == len(found.episodes) + len(second.episodes)
+
+
+def test_bounds_narrow_the_range() -> None:
+    tight = Problem(UNITS, 0.3, Bounds(0.65, 1.0), "water_fill", 1, Bandit(WEIGHTS), {})
+    found = guided(tight, CURVES, GUIDANCE, SMALL, FLAT, 6, 1, 0, Memory(), lambda episode: None)
+    assert min(found.front) == 0.2
+    assert 0.3 <= max(found.front) < 0.36
+    with pytest.raises(UnreachableSparsity):
+        out = Problem(UNITS, 0.5, Bounds(0.65, 1.0), "water_fill", 1, Bandit(WEIGHTS), {})
+        guided(out, CURVES, GUIDANCE, SMALL, FLAT, 6, 1, 0, Memory(), lambda episode: None)
 
 
 def test_without_trials_it_compares_what_the_curves_give() -> None:

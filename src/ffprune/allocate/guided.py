@@ -24,6 +24,7 @@ from ffprune.allocate.env import Episode, PolicyEnv
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import SearchResult, Store, compare, rescore
 from ffprune.allocate.surrogate import Floats, Surrogate
+from ffprune.core.budget import check_reachable, reachable
 from ffprune.core.errors import ParameterError
 from ffprune.core.policy import scores_for
 from ffprune.core.schedule import Schedule
@@ -235,8 +236,12 @@ class _Imagined(PolicyEnv):
     def __init__(self, problem: Problem, surrogate: Surrogate, guidance: Guidance, seed: int) -> None:
         super().__init__(problem)
         self._surrogate, self._seed = surrogate, seed
-        low, high = min(guidance.low, problem.sparsity), max(guidance.high, problem.sparsity)
-        self.grid = np.unique(np.append(np.linspace(low, high, 9), problem.sparsity).round(6))
+        # The range is a wish, which the bounds may narrow; the target itself must be within reach.
+        check_reachable(problem.units, problem.sparsity, problem.bounds)
+        least, most = reachable(problem.units, problem.bounds)
+        low = max(least, min(guidance.low, problem.sparsity))
+        high = min(most, max(guidance.high, problem.sparsity))
+        self.grid = np.unique(np.append(np.linspace(low, high, 9), problem.sparsity))
         self._sparsity = problem.sparsity
 
     def aim(self) -> None:
