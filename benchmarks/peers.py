@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
+from ffprune.allocate.search import NoStore
 from ffprune.evaluate.perplexity import perplexity
 from ffprune.models.checkpoint import load_model, load_tokenizer
 from ffprune.models.view import ModelView
@@ -144,7 +145,7 @@ def _measure(
     torch.set_float32_matmul_precision(precision)
     view = ModelView(load_model(folder, torch.float32))
     shop = Workshop(
-        recipe.label, recipe, study, view, calibration, lambda: search, torch.bfloat16, 0, lambda _: _Nothing()
+        recipe.label, recipe, study, view, calibration, lambda: search, torch.bfloat16, 0, lambda _: NoStore()
     )
     shop.check()
     started = time.monotonic()
@@ -162,16 +163,6 @@ def _measure(
         "precision": precision,
         "facts": facts | (decision.facts if decision else {}),
     }
-
-
-class _Nothing:
-    """Keeps no state of a search: a benchmark starts anew."""
-
-    def load(self) -> None:
-        return None
-
-    def save(self, *state: object) -> None:
-        return None
 
 
 def _keep(known: dict[str, Any], row: dict[str, Any]) -> None:

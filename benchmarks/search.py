@@ -35,7 +35,7 @@ from ffprune.allocate.evolution import Evolution, eas
 from ffprune.allocate.evopress import EvoPress, evopress
 from ffprune.allocate.guided import Guidance, guided
 from ffprune.allocate.problem import Problem
-from ffprune.allocate.search import Candidate, search
+from ffprune.allocate.search import Candidate, NoStore, search
 from ffprune.allocate.uniform import handmade, uniform
 from ffprune.compress.structured import Plan, prepare
 from ffprune.core.budget import Bounds
@@ -54,16 +54,6 @@ HERE = Path(__file__).resolve().parent
 RUNS, RESULTS = HERE / "results" / "search_runs.json", HERE / "results" / "search.json"
 BOUNDS, STEP, FIXED, SAMPLES = Bounds(0.2, 1.0), 32, 16, 2
 COMMAND = "python benchmarks/search.py"
-
-
-class Nothing:
-    """Keeps no state of a search: a benchmark starts anew."""
-
-    def load(self) -> None:
-        return None
-
-    def save(self, *state: object) -> None:
-        return None
 
 
 class Bench:
@@ -159,7 +149,7 @@ def _ours(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, An
             count,
             2,
             seed,
-            Nothing(),
+            NoStore(),
             lambda episode: None,
         )
         tokens = bench.evidence_tokens + sum(e.outcome.tokens for e in found.episodes) + _read(found.candidates)
@@ -171,7 +161,7 @@ def _warm(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, An
     del trials
     schedule = Schedule.scaled(0.6, 0.01, 500, episodes=48)
     problem = bench.problem(sparsity, informed=True)
-    found = search(problem, PRESETS["warm"], schedule, 48, 2, seed, Nothing(), lambda episode: None)
+    found = search(problem, PRESETS["warm"], schedule, 48, 2, seed, NoStore(), lambda episode: None)
     tokens = bench.evidence_tokens + sum(e.outcome.tokens for e in found.episodes) + _read(found.candidates)
     return {"trials": len(found.episodes), "tokens": tokens} | _answer(found.best)
 

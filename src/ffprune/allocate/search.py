@@ -63,6 +63,16 @@ class Store(Protocol):
         """Replace the saved state, atomically."""
 
 
+class NoStore:
+    """A :class:`Store` that keeps nothing: a search begins anew every time."""
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def save(self, agent: dict[str, Tensor], episodes: Sequence[Episode], starts: Sequence[Candidate]) -> None:
+        """Forget it."""
+
+
 def search(
     problem: Problem,
     preset: Preset,

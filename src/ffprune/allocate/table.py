@@ -197,8 +197,8 @@ def _agent(preset: str, starts: bool) -> Callable[[Request], Decision]:
         trained = None
         facts: dict[str, object] = {}
         # A transfer trains at the first sparsity before, and continues with that agent (FF 2.2).
-        stages = [request.first] if request.first else []
-        for sparsity, trials in [*stages, (request.problem.sparsity, request.trials)]:
+        stages = [*([request.first] if request.first else []), (request.problem.sparsity, request.trials)]
+        for sparsity, trials in stages:
             problem = replace(request.problem, sparsity=sparsity)
             if starts:
                 problem = replace(problem, starts=_starts(replace(request, problem=problem)))
@@ -217,8 +217,8 @@ def _agent(preset: str, starts: bool) -> Callable[[Request], Decision]:
             )
             if preset == "guided":
                 assert request.evidence.curves is not None
-                both = [sparsity, *([request.first[0]] if request.first else []), request.problem.sparsity]
-                found: SearchResult = guided(problem, request.evidence.curves, Guidance.around(both), *rest)
+                guidance = Guidance.around([asked for asked, _ in stages])
+                found: SearchResult = guided(problem, request.evidence.curves, guidance, *rest)
             else:
                 found = search(problem, *rest)
             trained = found.agent

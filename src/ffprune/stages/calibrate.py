@@ -8,21 +8,14 @@ from ffprune.models.view import ModelView
 from ffprune.models.walk import collect
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import last_map, load, sample_windows
-from ffprune.stages.record import CALIBRATION, DENSE, GRAMS, STATS
+from ffprune.stages.inputs import calibration_windows, last_map, load
+from ffprune.stages.record import DENSE, GRAMS, STATS
 
 
 def run(ctx: StageContext) -> None:
     """Diagonals and means of every layer; full Grams where the repair and the elimination need them."""
     params = ctx.params.calibrate
-    windows = sample_windows(
-        ctx.path(DENSE),
-        ctx.path(CALIBRATION),
-        params.seqlen,
-        params.windows,
-        ctx.params.seed,
-        "calibrate.windows",
-    )
+    windows = calibration_windows(ctx, params.seqlen, params.windows, "calibrate.windows")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute))
     last = [last_map(view, index) for index in range(len(view.units))]
     full_bytes = sum(4 * view.prunable[name].in_features ** 2 for name in last)

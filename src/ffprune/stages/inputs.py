@@ -15,6 +15,8 @@ from ffprune.models.checkpoint import load_model, load_tokenizer
 from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
 from ffprune.stages.artifacts import read_tensors
+from ffprune.stages.context import StageContext
+from ffprune.stages.record import CALIBRATION, DENSE
 from ffprune.stages.sections import Compute
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -51,6 +53,11 @@ def sample_windows(folder: Path, text: Path, seqlen: int, count: int, seed: int,
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     return windows[order[: count or len(windows)]]
+
+
+def calibration_windows(ctx: StageContext, seqlen: int, count: int, key: str, salt: int = 0) -> Tensor:
+    """:func:`sample_windows` of the calibration text, by the run's seed; another ``salt`` is another draw."""
+    return sample_windows(ctx.path(DENSE), ctx.path(CALIBRATION), seqlen, count, ctx.params.seed + salt, key)
 
 
 def last_map(view: ModelView, index: int) -> str:

@@ -37,9 +37,9 @@ from ffprune.models.view import ModelView
 from ffprune.models.walk import collect
 from ffprune.stages import artifacts, evidence, figures
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, last_map, load, sample_windows
+from ffprune.stages.inputs import DTYPES, calibration_windows, last_map, load, sample_windows
 from ffprune.stages.recipes import rows_of
-from ffprune.stages.record import CALIBRATION, DENSE, VALIDATION
+from ffprune.stages.record import DENSE, VALIDATION
 from ffprune.stages.search_store import SearchStore
 from ffprune.stages.sections import Recipe, Study
 from ffprune.stages.zero_shot import ask
@@ -283,9 +283,7 @@ def run(ctx: StageContext) -> None:
         recipe=recipe,
         study=study,
         view=ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32)),
-        calibration=sample_windows(
-            ctx.path(DENSE), ctx.path(CALIBRATION), study.calibration.seqlen, count, ctx.params.seed, key
-        ),
+        calibration=calibration_windows(ctx, study.calibration.seqlen, count, key),
         validation=lambda: sample_windows(
             ctx.path(DENSE), ctx.path(VALIDATION), study.search.seqlen, 0, ctx.params.seed, "study.search.seqlen"
         ),

@@ -16,9 +16,9 @@ from ffprune.models.surgery import copy_model, read_unit, set_unit, slice_model
 from ffprune.models.view import ModelView, granule_indices
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, kept_granules, load, read_grams, read_orders, sample_windows
+from ffprune.stages.inputs import DTYPES, calibration_windows, kept_granules, load, read_grams, read_orders
 from ffprune.stages.policies import read_policy
-from ffprune.stages.record import CALIBRATION, DENSE, GRAMS, ORDER, PRUNED, REPAIRED
+from ffprune.stages.record import DENSE, GRAMS, ORDER, PRUNED, REPAIRED
 
 
 def run(ctx: StageContext) -> None:
@@ -38,7 +38,9 @@ def run(ctx: StageContext) -> None:
     ]
     sizes = [sum(f.stat().st_size for f in (target / policy).iterdir()) for target, policy, _ in wanted]
     artifacts.check_room(ctx.path(REPAIRED), sum(sizes))
-    repairs = {"ridge": _own_output, "stream": _stream}
+    makers = {"ridge": _own_output, "stream": _stream}
+    # What a repair reads is read once, for all policies, and only if one asks for it.
+    repairs = {name: makers[name](ctx, dense, orders) for name, policies in params.repairs.items() if policies}
     with (
         artifacts.atomic_dir(ctx.path(REPAIRED)) as out,
         ctx.progress(len(wanted) * len(dense.units), "ridge") as bar,
@@ -50,55 +52,56 @@ def run(ctx: StageContext) -> None:
             def done(units: int, shown: str = f"{target.name}/{method}") -> None:
                 bar.update(units, model=shown)
 
-            model = repairs[name](ctx, dense, orders, read_policy(facts)[0], done)
+            model = repairs[name](read_policy(facts)[0], done)
             model.to(dtype=storage)  # type: ignore[call-arg]
             save_model(model, tokenizer, out / target.name / method)
             shutil.copyfile(facts, out / target.name / f"{method}.json")
 
 
-def _own_output(
-    ctx: StageContext, dense: ModelView, orders: list[Tensor], policy: Allocation, done: Callable[[int], None]
-) -> PreTrainedModel:
+Repair = Callable[[Allocation, Callable[[int], None]], PreTrainedModel]
+"""(policy, told of units done) -> the repaired model, a copy."""
+
+
+def _own_output(ctx: StageContext, dense: ModelView, orders: list[Tensor]) -> Repair:
     """The papers' repair: every unit gives back its own output on dense inputs (FF Eq. 6-7, METHODS 7)."""
     params = ctx.params.ridge
     grams = read_grams(dense, ctx.path(GRAMS))
-    kept = kept_granules(orders, policy)
-    model = copy_model(dense.model)
-    view = ModelView(model)
-    slice_model(view, kept)
-    for index, granules in enumerate(kept):
-        parts = dense.unit_linears(index)
-        if len(granules) < parts.granules:
-            columns = granule_indices(granules, parts.width[parts.last_role])
-            weight = parts.last.weight.detach().cpu()
-            repaired = repair(weight, grams[index], columns, params.damping, params.absolute)
-            set_unit(view, index, read_unit(view, index).replace_last(repaired.to(model.device)))
-        done(1)
-    return model
+
+    def make(policy: Allocation, done: Callable[[int], None]) -> PreTrainedModel:
+        kept = kept_granules(orders, policy)
+        model = copy_model(dense.model)
+        view = ModelView(model)
+        slice_model(view, kept)
+        for index, granules in enumerate(kept):
+            parts = dense.unit_linears(index)
+            if len(granules) < parts.granules:
+                columns = granule_indices(granules, parts.width[parts.last_role])
+                weight = parts.last.weight.detach().cpu()
+                repaired = repair(weight, grams[index], columns, params.damping, params.absolute)
+                set_unit(view, index, read_unit(view, index).replace_last(repaired.to(model.device)))
+            done(1)
+        return model
+
+    return make
 
 
-def _stream(
-    ctx: StageContext, dense: ModelView, orders: list[Tensor], policy: Allocation, done: Callable[[int], None]
-) -> PreTrainedModel:
+def _stream(ctx: StageContext, dense: ModelView, orders: list[Tensor]) -> Repair:
     """Every unit is repaired towards the dense model's residual stream, behind what was cut before it."""
     params = ctx.params.ridge.stream
-    windows = sample_windows(
-        ctx.path(DENSE),
-        ctx.path(CALIBRATION),
-        params.seqlen,
-        params.windows,
-        ctx.params.seed,
-        "ridge.stream.windows",
-    )
-    view = ModelView(copy_model(dense.model))
-    follow(
-        view,
-        policy,
-        windows,
-        params.batch_size,
-        orders,
-        ctx.params.ridge.damping,
-        DTYPES[ctx.params.compute.dtype],
-        lambda layer, layers: done(len(view.units) // layers),
-    )
-    return view.model
+    windows = calibration_windows(ctx, params.seqlen, params.windows, "ridge.stream.windows")
+
+    def make(policy: Allocation, done: Callable[[int], None]) -> PreTrainedModel:
+        view = ModelView(copy_model(dense.model))
+        follow(
+            view,
+            policy,
+            windows,
+            params.batch_size,
+            orders,
+            ctx.params.ridge.damping,
+            DTYPES[ctx.params.compute.dtype],
+            lambda layer, layers: done(len(view.units) // layers),
+        )
+        return view.model
+
+    return make

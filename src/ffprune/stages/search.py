@@ -76,6 +76,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
     bounds = Bounds(params.min_keep, params.max_keep)
     look_up(MAPPINGS, params.mapping, "search.mapping")
     look_up(REWARDS, params.reward, "search.reward")
+    guidance = Guidance(**params.guide.model_dump()) if params.agent == "guided" else None
     windows = sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), params.seqlen, 0, ctx.params.seed, "search.seqlen")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
     check_reachable(view.units, task.sparsity, bounds)
@@ -124,8 +125,8 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
             show,
             task.trained,
         )
-        if params.agent == "guided":
-            return guided(problem, _curves(ctx), Guidance(*params.guide.model_dump().values()), *rest)
+        if guidance is not None:
+            return guided(problem, _curves(ctx), guidance, *rest)
         return search(problem, *rest)
 
 

@@ -16,8 +16,8 @@ from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, read_grams, sample_windows
-from ffprune.stages.record import CALIBRATION, CURVES, DENSE, GRAMS, ORDER, TRACES
+from ffprune.stages.inputs import DTYPES, calibration_windows, load, read_grams
+from ffprune.stages.record import CURVES, DENSE, GRAMS, ORDER, TRACES
 
 
 def run(ctx: StageContext) -> None:
@@ -79,7 +79,7 @@ def _rankings(ctx: StageContext, view: ModelView, grams: list[Tensor], criterion
 def _traces(ctx: StageContext, view: ModelView) -> list[dict[str, Any]]:
     """Hessian trace of every prunable matrix (MS Eq. 5-6)."""
     params = ctx.params.sensitivity.hutchinson
-    windows = _windows(ctx, params.seqlen, params.windows, "sensitivity.hutchinson.windows", 1)
+    windows = calibration_windows(ctx, params.seqlen, params.windows, "sensitivity.hutchinson.windows", 1)
     batches = -(-len(windows) // params.batch_size)
     with ctx.progress(params.probes * batches, "Hessian traces") as bar:
         estimates = matrix_traces(
@@ -106,7 +106,7 @@ def _traces(ctx: StageContext, view: ModelView) -> list[dict[str, Any]]:
 def _curvatures(ctx: StageContext, view: ModelView) -> list[Curvature]:
     """Fisher curvature of the loss in every unit's output."""
     params = ctx.params.sensitivity.fisher
-    windows = _windows(ctx, params.seqlen, params.windows, "sensitivity.fisher.windows", 2)
+    windows = calibration_windows(ctx, params.seqlen, params.windows, "sensitivity.fisher.windows", 2)
     with ctx.progress(len(windows), "output curvature") as bar:
         return output_curvature(
             view,
@@ -116,7 +116,3 @@ def _curvatures(ctx: StageContext, view: ModelView) -> list[Curvature]:
             torch.Generator(view.model.device).manual_seed(ctx.params.seed),
             lambda done, total: bar.advance_to(done),
         )
-
-
-def _windows(ctx: StageContext, seqlen: int, count: int, key: str, salt: int) -> Tensor:
-    return sample_windows(ctx.path(DENSE), ctx.path(CALIBRATION), seqlen, count, ctx.params.seed + salt, key)
