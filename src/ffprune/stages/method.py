@@ -20,6 +20,7 @@ from ffprune.allocate.table import Allocator, Decision, Evidence, Looked, Need, 
 from ffprune.compress import slicegpt, structured, svd_llm, unstructured
 from ffprune.compress.cut import cut, order_of
 from ffprune.compress.follow import follow
+from ffprune.compress.levels import Levels
 from ffprune.compress.table import Compressor
 from ffprune.compress.unstructured import Quantisation, WeightPruning
 from ffprune.core.budget import Bounds, check_reachable
@@ -236,8 +237,9 @@ class Workshop:
             orders = [
                 order_of(recipe.criterion, view.unit_linears(i), gram, study.damping) for i, gram in enumerate(last)
             ]
-            repairs = [xx for gram in last if (xx := gram.xx) is not None] if recipe.repair in _BY_RIDGE else None
-            plan = structured.prepare(view, orders, repairs, study.damping, self.dtype)
+            repaired = [xx for gram in last if (xx := gram.xx) is not None] if recipe.repair in _BY_RIDGE else None
+            levels = Levels(view, orders, repaired, study.damping) if repaired else None
+            plan = structured.prepare(view, orders, levels, self.dtype)
         else:
             full = list(view.prunable) if SALIENCIES[recipe.criterion].needs_inverse else []
             grams = collect(view, self.calibration, full, self._batch)
