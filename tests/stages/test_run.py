@@ -75,6 +75,7 @@ def test_run_stage_records_the_run(install: Callable[[Body], None], with_databas
     assert "compute.dtype" in run.data.params
     assert "seed" in run.data.params
     assert {"reward", "seconds"} <= set(run.data.metrics)
+    assert 0.05 < run.data.metrics["peak_memory_gb"] < 100
 
 
 def test_a_failed_stage_is_a_failed_run_and_writes_no_record(

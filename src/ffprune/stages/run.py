@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import resource
 import shutil
 import time
 from datetime import UTC, datetime
@@ -40,7 +41,7 @@ def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
         if "compute" in stage.params:
             configure(params.compute)
         call(stage, context)
-        run.metrics({"seconds": time.monotonic() - started})
+        run.metrics({"seconds": time.monotonic() - started, **peak_memory()})
         _write_run_record(stage, run, params.tracking.experiment)
         status = "FINISHED"
         if parent.owned:
@@ -66,6 +67,18 @@ def configure(compute: Compute) -> None:
     if compute.threads:
         torch.set_num_threads(compute.threads)
     torch.set_float32_matmul_precision(compute.matmul_precision)
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory this process has held so far, in GB (10^9 bytes): of the host, and of GPUs if it used any."""
+    import torch
+
+    # Linux counts in KiB. Mapped files count as far as their pages were read.
+    peaks = {"peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    if torch.cuda.is_initialized():
+        devices = range(torch.cuda.device_count())
+        peaks["peak_gpu_memory_gb"] = sum(torch.cuda.max_memory_allocated(device) for device in devices) / 1e9
+    return peaks
 
 
 def _write_run_record(stage: Stage, run: StageRun, experiment: str) -> None:
