@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ import torch
 from ffprune.allocate.table import ALLOCATORS
 from ffprune.compress.table import COMPRESSORS
 from ffprune.core.errors import FfpruneError, ParameterError, UnreachableSparsity, UnsupportedArchitecture
-from ffprune.stages.context import StageContext
+from ffprune.core.outcome import Outcome
+from ffprune.core.units import Allocation
+from ffprune.evaluate.reward import ModelReward
+from ffprune.stages.context import Nowhere, StageContext
 from ffprune.stages.record import METHOD, stage_named
 from ffprune.stages.run import call
 from ffprune.stages.sections import Params
@@ -139,6 +144,56 @@ def test_the_same_seed_gives_the_same_result(project: Path) -> None:
         first, again = (run_method(name, RECIPES[name]) for _ in range(2))
         for key in ("policy", "perplexity", "episodes"):
             assert first[key] == again[key], (name, key)
+
+
+class Watched(Nowhere):
+    """A sink that kills the stage at a trial, and remembers the trials it was told of."""
+
+    def __init__(self, die_at: int | None = None) -> None:
+        self.die_at, self.trials = die_at, list[int]()
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        if "reward" in values:
+            self.trials.append(step)
+            if step == self.die_at:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["amc", "eas", "evopress"])
+def test_a_killed_search_goes_on_and_another_seed_begins_anew(
+    projects: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(projects["llama"])
+    asked: list[int] = []
+    score = ModelReward.__call__
+
+    def counted(reward: ModelReward, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
+        asked.append(samples)
+        return score(reward, allocation, samples, draw)
+
+    monkeypatch.setattr(ModelReward, "__call__", counted)
+
+    def run(die_at: int | None = None, seed: int = 0) -> tuple[dict[str, Any], list[int], int]:
+        """The stage's result, the trials it told of, and how often it asked the pruned model."""
+        asked.clear()
+        sink, stage = Watched(die_at), METHOD.of(name)
+        with pytest.raises(KeyboardInterrupt) if die_at is not None else nullcontext():
+            call(stage, StageContext(stage, values(name, RECIPES[name], seed=seed), sink))
+        found = json.loads(Path(stage.metrics[0]).read_text()) if die_at is None else {}
+        return found, sink.trials, len(asked)
+
+    whole, told, total = run()
+    other, _, other_total = run(seed=1)
+    run(die_at=7)
+    again, _, anew = run(seed=1)  # beside what the killed run left
+    assert anew == other_total
+    # A finished stage takes all its checkpoints away: the kill comes once more.
+    _, _, spent = run(die_at=7)
+    resumed, told_again, left = run()
+    assert (spent + left, told_again) == (total, told)
+    for key in ("policy", "perplexity", "episodes", "policies", "facts"):
+        assert resumed[key] == whole[key], key
+        assert again[key] == other[key], key
 
 
 @pytest.mark.parametrize(

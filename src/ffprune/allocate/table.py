@@ -128,6 +128,7 @@ class Allocator:
         mapping: row of :data:`ffprune.core.policy.MAPPINGS`, for agents.
         reward: row of :data:`ffprune.evaluate.reward.REWARDS`, for searches.
         transfers: whether a trained agent can go on at another sparsity.
+        replays: whether a killed search goes on by being given its rewards again; the others use their ``store``.
     """
 
     decide: Callable[[Request], Decision]
@@ -138,6 +139,7 @@ class Allocator:
     mapping: str = "water_fill"
     reward: str = "perplexity_ratio"
     transfers: bool = False
+    replays: bool = False
 
     @property
     def searches(self) -> bool:
@@ -343,7 +345,8 @@ ALLOCATORS: dict[str, Allocator] = {
         "AMC, reward at the end (SS Fig. 6)",
         needs=("reward",),
         reward="inverse_perplexity",
+        replays=True,
     ),
-    "eas": Allocator(_eas, "Shen et al. 2024", "the papers' EAS", needs=("reward",)),
-    "evopress": Allocator(_evopress, "Sieberling et al. 2024", "EvoPress, Alg. 1", needs=("reward",)),
+    "eas": Allocator(_eas, "Shen et al. 2024", "the papers' EAS", needs=("reward",), replays=True),
+    "evopress": Allocator(_evopress, "Sieberling et al. 2024", "EvoPress, Alg. 1", needs=("reward",), replays=True),
 }

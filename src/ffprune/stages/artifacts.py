@@ -54,6 +54,13 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     write_text(path, buffer.getvalue())
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file, down to the disk; a kill may cut short what is added, never what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _teaching_disk_full(path):
+        _write_bytes(path, data, "ab")
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file as text values."""
     with require(path).open(newline="") as file:
@@ -163,8 +170,8 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+def _write_bytes(path: Path, data: bytes, mode: str = "wb") -> None:
+    with path.open(mode) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ffprune.allocate.besa import learn_rates
+from ffprune.allocate.journal import Journal, NoJournal, Replayed
 from ffprune.allocate.problem import Problem, Reward
 from ffprune.allocate.search import Store
 from ffprune.allocate.table import Allocator, Decision, Evidence, Looked, Need, Request
@@ -41,6 +42,7 @@ from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import DTYPES, calibration_windows, last_map, load, sample_windows
 from ffprune.stages.recipes import rows_of
 from ffprune.stages.record import DENSE, VALIDATION
+from ffprune.stages.search_journal import SearchJournal
 from ffprune.stages.search_store import SearchStore
 from ffprune.stages.sections import Recipe, Study
 from ffprune.stages.zero_shot import ask
@@ -63,6 +65,7 @@ class Workshop:
         dtype: of a search's forward passes.
         seed: of everything random.
         store: where the search at a sparsity keeps its state.
+        journal: where a search that goes on by replay keeps its rewards.
         on_trial: told of every trial.
         trials: every trial so far.
     """
@@ -76,6 +79,7 @@ class Workshop:
     dtype: torch.dtype
     seed: int
     store: Callable[[float], Store]
+    journal: Callable[[], Journal] = NoJournal
     on_trial: Callable[[int, Looked], None] = lambda number, trial: None
     trials: list[Looked] = field(default_factory=list)
 
@@ -114,7 +118,8 @@ class Workshop:
             return None
         recipe, search = self.recipe, self.study.search
         bounds = Bounds(self.study.min_keep, 1.0)
-        reward = self._reward() if allocator.searches else _no_reward
+        reward: Reward = self._reward() if allocator.searches else _no_reward
+        reward = Replayed(reward, self.journal()) if allocator.replays else reward
         problem = Problem(self.units, recipe.sparsity, bounds, allocator.mapping, search.step, reward)
         schedule = search.schedule
         request = Request(
@@ -292,6 +297,7 @@ def run(ctx: StageContext) -> None:
         dtype=DTYPES[ctx.params.compute.dtype],
         seed=ctx.params.seed,
         store=lambda sparsity: SearchStore(_folder(ctx, sparsity), shop.units),
+        journal=lambda: SearchJournal(_folder(ctx, recipe.sparsity)),
         on_trial=lambda number, trial: ctx.log_metrics(
             {"reward": trial.reward, "perplexity": min(trial.perplexity, 1e9)}, number
         ),
