@@ -179,6 +179,20 @@ def test_no_policy_is_run_twice_on_the_same_windows(pruned: Pruned) -> None:
     assert pruned.asked.count(pruned.cut) == 2
 
 
+def test_an_outcome_does_not_depend_on_what_was_asked_before(pruned: Pruned, monkeypatch: pytest.MonkeyPatch) -> None:
+    def beside_others(model: PreTrainedModel, windows: Tensor, size: int) -> Tensor:
+        """A window's loss changes with the batch that it is in, as it does in half precision."""
+        batches = [batch + 1e-3 * len(batch) for batch in windows.float().split(size)]
+        return torch.cat(batches)[:, 1:] / VOCAB
+
+    monkeypatch.setattr(module, "token_nll", beside_others)
+    reward = pruned.reward(batch_size=4)
+    draws = [*range(10), None]
+    assert len({tuple(reward._choose(4, draw)) for draw in draws}) == len(draws)
+    for draw in draws:
+        assert reward(pruned.cut, 4, draw) == pruned.reward(batch_size=4)(pruned.cut, 4, draw), draw
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("kind", REWARDS)
 def test_a_loss_that_is_not_finite_gives_reward_zero(small_llama: PreTrainedModel, bad: float, kind: str) -> None:

@@ -122,7 +122,9 @@ class ModelReward:
         if missing:
             self.apply(self.dense)
             if self._teacher is None:
-                nll = token_nll(self.model, self.windows[missing], self.batch_size)
+                # One at a time: in half precision a window's loss depends on those beside it in its batch, and which
+                # are missing depends on what was asked before. A search that was killed must not notice.
+                nll = token_nll(self.model, self.windows[missing], 1)
             else:
                 nll = torch.stack([self._teacher.learn(self.model, i, self.windows[i]) for i in missing])
             losses = nll.double().mean(1)
