@@ -33,7 +33,8 @@ from ffprune.allocate.agent import PRESETS
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.evolution import Evolution, eas
 from ffprune.allocate.evopress import EvoPress, evopress
-from ffprune.allocate.guided import Guidance, guided
+from ffprune.allocate.guidance import Guidance
+from ffprune.allocate.guided import guided
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import Candidate, NoStore, search
 from ffprune.allocate.uniform import handmade, uniform

@@ -8,6 +8,7 @@ import pytest
 
 from ffprune import cli
 from ffprune.stages.record import STAGES
+from tests.toy import REPO
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
@@ -40,6 +41,25 @@ def test_a_refusal_is_one_message_and_status_2(
     assert shown.startswith("error: the parameters were asked of params.yaml")
     assert shown.count("\n") == 1
     assert run_cli(monkeypatch, "run") == 2
+
+
+def test_params_check_refuses_methods_whose_parts_do_not_go_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (REPO / "params.yaml").read_text()
+    assert text.endswith("methods: {}\n")
+    recipe = (
+        "{label: toy, sparsity: 0.5, allocator: owl, compressor: slice, criterion: wanda_column, repair: null, "
+        "pattern: null, inputs: pruned, calibration_windows: null, quantize: null, trials: null, first: null, "
+        "zero_shot: false, speed: false}"
+    )
+    Path("params.yaml").write_text(text.replace("methods: {}", f"methods:\n  toy: {recipe}"))
+    assert run_cli(monkeypatch, "params", "check") == 2
+    assert "methods.toy.allocator owl was asked for with compressor slice" in capsys.readouterr().err
+    Path("params.yaml").write_text(text.replace("methods: {}", f"methods:\n  toy: {recipe.replace('owl', 'flap')}"))
+    assert run_cli(monkeypatch, "params", "check") == 0
+    assert "every parameter is known and valid" in capsys.readouterr().out
 
 
 def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,13 @@ def params_check() -> None:
     """Check params.yaml without running anything."""
     from ffprune.stages.params import PARAMS_FILE, load_params
 
-    load_params()
+    given = load_params()
+    if given.methods:
+        # Tables of methods come with all that they need; only who has methods waits for it.
+        from ffprune.stages.recipes import rows_of
+
+        for name, recipe in given.methods.items():
+            rows_of(name, recipe)
     print(f"{PARAMS_FILE}: every parameter is known and valid")
 
 

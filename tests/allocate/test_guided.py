@@ -9,7 +9,8 @@ import torch
 from ffprune.allocate.agent import Preset
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode
-from ffprune.allocate.guided import Guidance, GuidedResult, guided
+from ffprune.allocate.guidance import Guidance
+from ffprune.allocate.guided import GuidedResult, guided
 from ffprune.allocate.problem import Problem
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import NonFiniteLoss, ParameterError, UnreachableSparsity

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import model_validator
 
+from ffprune.allocate.agent import PRESETS
 from ffprune.core.errors import MissingInput, ParameterError
+from ffprune.core.importance import CRITERIA
+from ffprune.core.policy import MAPPINGS
+from ffprune.evaluate.reward import REWARDS
 from ffprune.stages.params import Scoped, UndeclaredSection, load_params, read_yaml, validate
 from ffprune.stages.record import STAGES
 from ffprune.stages.sections import Params, Section
+from tests.stages.tiny_project import merged
 from tests.toy import REPO
 
 
@@ -95,3 +101,100 @@ def test_an_unreachable_sparsity_is_refused_before_any_stage() -> None:
     values["transfer"]["sparsity"] = 0.95
     with pytest.raises(ParameterError, match=r"transfer\.sparsity 0\.95 is out of reach.*allows at most 0\.8"):
         validate(values, REPO / "params.yaml", Params)
+
+
+def project_refusal(change: dict[str, Any]) -> str:
+    """What the project's parameters are refused for, with a change."""
+    with pytest.raises(ParameterError) as caught:
+        validate(merged(read_yaml(REPO / "params.yaml"), change), REPO / "params.yaml", Params)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("guide", "said"),
+    [
+        ({"low": 0.5}, ["range of sparsities from 0.5 to 0.4", "low is less than high", "search.guide.low"]),
+        ({"low": 0.4}, ["from 0.4 to 0.4"]),
+        ({"low": 0.0}, ["from 0 to 0.4", "above 0"]),
+        ({"high": 1.0}, ["to 1 was asked", "below 1"]),
+        ({"proposals": 15}, ["15 of 16 trials", "leaves the agent 0 to 14", "search.guide.batch"]),
+        ({"proposals": -1}, ["-1 of 16 trials"]),
+        ({"batch": 1, "proposals": 0}, ["0 of 1 trials", "2 trials or more"]),
+        ({"batch": 0, "proposals": 0}, ["0 of 0 trials", "2 trials or more"]),
+        ({"imagined": -1}, ["-1 imagined", "search.guide.imagined"]),
+        ({"batch": 2.5}, ["'search.guide.batch'", "given: 2.5"]),
+    ],
+)
+def test_a_guide_that_cannot_be_is_refused_before_any_stage(guide: dict[str, Any], said: list[str]) -> None:
+    message = project_refusal({"search": {"guide": guide}})
+    assert message.startswith(f"{REPO / 'params.yaml'} has 1 wrong parameter(s): 'search.guide")
+    assert all(words in message for words in said), message
+
+
+@pytest.mark.parametrize("where", [("search", "schedule"), ("transfer", "schedule"), ("study", "search", "schedule")])
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"alpha_start": 1.5}, "schedule.alpha_start 1.5 was asked for. It is a share"),
+        ({"alpha_start": -0.1}, "schedule.alpha_start -0.1"),
+        ({"k": 0}, "schedule.k 0.0 was asked for. The schedule rises only"),
+        ({"k": float("inf")}, "finite number"),
+        ({"t0": float("nan")}, "finite number"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_before_any_stage(
+    where: tuple[str, ...], schedule: dict[str, float], said: str
+) -> None:
+    change: dict[str, Any] = schedule
+    for key in reversed(where):
+        change = {key: change}
+    message = project_refusal(change)
+    assert f"'{'.'.join(where)}" in message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"search": {"min_keep": 0.6, "max_keep": 0.5}}, "'search': min_keep 0.6 and max_keep 0.5 were asked for"),
+        ({"search": {"max_keep": 1.2}}, "'search': min_keep 0.2 and max_keep 1.2"),
+        ({"prune": {"min_keep": 1.0}}, "'prune': min_keep 1 and max_keep 1 were asked for"),
+        ({"study": {"min_keep": -0.1}}, "'study': min_keep -0.1"),
+        ({"search": {"max_keep": 0.7, "sparsity": 0.2}}, "search.sparsity 0.2 is out of reach: search.max_keep 0.7"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused_before_any_stage(change: dict[str, Any], said: str) -> None:
+    assert said in project_refusal(change)
+
+
+def test_sparsities_at_the_very_end_of_the_reach_are_valid() -> None:
+    # 1 - 0.9 is less than 0.1, and 1 - 0.7 more than 0.3.
+    for bounds, sparsity in (({"min_keep": 0.9}, 0.1), ({"min_keep": 0.2, "max_keep": 0.7}, 0.3)):
+        change = {"search": {**bounds, "sparsity": sparsity}, "transfer": {"sparsity": 0.05 if sparsity < 0.3 else 0.5}}
+        validate(merged(read_yaml(REPO / "params.yaml"), change), REPO / "params.yaml", Params)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "known"),
+    [
+        ("search", "agent", PRESETS),
+        ("search", "mapping", MAPPINGS),
+        ("search", "reward", REWARDS),
+        ("sensitivity", "criterion", CRITERIA),
+        ("sensitivity", "plain_criterion", CRITERIA),
+    ],
+)
+def test_names_are_those_of_the_tables_and_an_unknown_one_lists_them(
+    section: str, key: str, known: dict[str, object]
+) -> None:
+    message = project_refusal({section: {key: "magic"}})
+    assert f"'{section}.{key}'" in message
+    assert "given: 'magic'" in message
+    assert all(f"'{name}'" in message for name in known)
+    for name in known:
+        validate(merged(read_yaml(REPO / "params.yaml"), {section: {key: name}}), REPO / "params.yaml", Params)
+
+
+def test_models_to_ask_must_be_measured() -> None:
+    message = project_refusal({"evaluate": {"zero_shot": {"methods": ["searched+sream"]}}})
+    assert "evaluate.zero_shot.methods names ['searched+sream'], which evaluate.methods does not measure" in message

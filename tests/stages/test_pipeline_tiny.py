@@ -8,7 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,9 @@ import torch
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
-from ffprune.allocate.agent import PRESETS
-from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, TooLittleText, UnreachableSparsity
-from ffprune.core.importance import CRITERIA
-from ffprune.core.policy import MAPPINGS
+from ffprune.core.errors import FfpruneError, MissingInput, TooLittleText, UnreachableSparsity
 from ffprune.core.units import Allocation
-from ffprune.evaluate.reward import REWARDS
 from ffprune.stages import search as search_stage
-from ffprune.stages import sensitivity as sensitivity_stage
 from ffprune.stages.context import Nowhere, StageContext
 from ffprune.stages.record import (
     EVALUATION,
@@ -320,33 +315,6 @@ def test_too_little_text_is_refused_with_the_parameter(
     scratch: Path, stage: str, change: dict[str, Any], message: str
 ) -> None:
     assert message in refused(TooLittleText, stage, **change)
-
-
-@pytest.mark.parametrize(
-    ("change", "known"),
-    [
-        ({"search": {"agent": "genius"}}, PRESETS),
-        ({"search": {"mapping": "guess"}}, MAPPINGS),
-        ({"search": {"reward": "happiness"}}, REWARDS),
-        ({"sensitivity": {"criterion": "magic"}}, CRITERIA),
-        ({"sensitivity": {"plain_criterion": "magic"}}, CRITERIA),
-    ],
-)
-def test_unknown_names_list_the_known_ones(scratch: Path, change: dict[str, Any], known: Iterable[str]) -> None:
-    (stage,) = change
-    ((key, asked),) = change[stage].items()
-    message = refused(ParameterError, stage, **change)
-    assert all(name in message for name in known)
-    assert repr(asked) in message
-    assert f"{stage}.{key}" in message
-
-
-def test_an_unknown_plain_criterion_is_refused_before_the_long_elimination(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sensitivity_stage, "load", lambda *_: pytest.fail("work was done"))
-    for key in ("criterion", "plain_criterion"):
-        refused(ParameterError, "sensitivity", sensitivity={key: "magic"})
 
 
 @pytest.mark.parametrize("stage", ["calibrate", "sensitivity", "search", "transfer", "prune", "ridge", "evaluate"])

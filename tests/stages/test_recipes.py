@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from ffprune.allocate.table import ALLOCATORS
 from ffprune.compress.cut import REPAIRS
 from ffprune.compress.table import COMPRESSORS
+from ffprune.core.errors import ParameterError
 from ffprune.core.importance import CRITERIA
 from ffprune.core.saliency import SALIENCIES
 from ffprune.stages.papers import comparison_methods, exhibits
@@ -50,3 +52,43 @@ def test_the_comparison_has_every_allocator_and_compressor() -> None:
     left_out = set(ALLOCATORS) - {recipe["allocator"] for recipe in recipes}
     assert not left_out
     assert {recipe["compressor"] for recipe in recipes} == set(COMPRESSORS)
+
+
+PLAIN = {
+    **dict.fromkeys(("repair", "pattern", "calibration_windows", "quantize", "trials", "first")),
+    "label": "toy",
+    "sparsity": 0.5,
+    "allocator": "uniform",
+    "compressor": "mask",
+    "criterion": "wanda",
+    "inputs": "pruned",
+    "zero_shot": False,
+    "speed": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"pattern": "2-4"}, ["pattern '2-4'", "N:M", "such as 2:4"]),
+        ({"pattern": "4:2"}, ["pattern '4:2'", "0 < N < M"]),
+        ({"pattern": "2:4", "sparsity": 0.6}, ["pattern 2:4", "sparsity 0.6", "2 of 4", "Set sparsity to 0.5"]),
+        ({"allocator": "evopress", "trials": 10}, ["methods.toy.trials is 10", "takes 11", "Raise trials"]),
+    ],
+)
+def test_what_cannot_work_is_refused(parts: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(ParameterError) as caught:
+        rows_of("toy", Recipe(**{**PLAIN, **parts}))
+    assert all(words in str(caught.value) for words in said), str(caught.value)
+
+
+def test_a_pattern_with_its_own_sparsity_goes() -> None:
+    for pattern, sparsity in (("2:4", 0.5), ("4:8", 0.5), ("1:4", 0.75), ("2:3", 1 - 2 / 3)):
+        rows_of("toy", Recipe(**{**PLAIN, "pattern": pattern, "sparsity": sparsity}))
+
+
+def test_a_transfer_to_where_it_comes_from_is_refused() -> None:
+    entry = {**PLAIN, "allocator": "warm", "trials": 16}
+    Recipe(**{**entry, "first": {"sparsity": 0.4, "trials": 16}})
+    with pytest.raises(ValueError, match=r"sparsity and first\.sparsity are the same"):
+        Recipe(**{**entry, "first": {"sparsity": 0.5, "trials": 16}})

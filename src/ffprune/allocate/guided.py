@@ -21,53 +21,17 @@ from torch import Tensor
 from ffprune.allocate.agent import Agent, Preset
 from ffprune.allocate.dynamic import coin, dynamic_programming
 from ffprune.allocate.env import Episode, PolicyEnv
+from ffprune.allocate.guidance import Guidance
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import SearchResult, Store, compare, rescore
 from ffprune.allocate.surrogate import Floats, Surrogate
 from ffprune.core.budget import check_reachable, reachable
-from ffprune.core.errors import ParameterError
 from ffprune.core.policy import scores_for
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 
 _TRIALS = "trials."
 """Prefix of the tensors that carry a search's trials to the next."""
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """How the trials of a round are chosen.
-
-    Attributes:
-        low: lowest sparsity that agent and model are to serve.
-        high: highest.
-        imagined: episodes that the agent trains on the model before every round.
-        batch: real trials of a round.
-        proposals: how many of them are the agent's.
-
-    Raises:
-        ParameterError: a range that is none, or more proposals than trials.
-    """
-
-    low: float
-    high: float
-    imagined: int = 1024
-    batch: int = 16
-    proposals: int = 4
-
-    @classmethod
-    def around(cls, sparsities: Sequence[float]) -> Guidance:
-        """The range of these sparsities, a little wider."""
-        return cls(max(0.01, min(sparsities) - 0.05), min(0.99, max(sparsities) + 0.05))
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low < self.high < 1 or not 0 <= self.proposals < self.batch - 1 or self.imagined < 0:
-            raise ParameterError(
-                f"A range from {self.low:g} to {self.high:g} and {self.proposals} of {self.batch} trials by the agent "
-                "were asked for",
-                "A range runs from above 0 to below 1; a round also has the model's best policy and another",
-                "Change search.guide",
-            )
 
 
 @dataclass(frozen=True)

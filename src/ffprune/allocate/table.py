@@ -20,7 +20,8 @@ from ffprune.allocate.env import Episode
 from ffprune.allocate.evolution import Evolution, eas
 from ffprune.allocate.evopress import EvoPress, evopress
 from ffprune.allocate.flap import global_threshold
-from ffprune.allocate.guided import Guidance, guided
+from ffprune.allocate.guidance import Guidance
+from ffprune.allocate.guided import guided
 from ffprune.allocate.multi_step import amc
 from ffprune.allocate.owl import owl
 from ffprune.allocate.problem import Problem
@@ -128,6 +129,7 @@ class Allocator:
         mapping: row of :data:`ffprune.core.policy.MAPPINGS`, for agents.
         reward: row of :data:`ffprune.evaluate.reward.REWARDS`, for searches.
         transfers: whether a trained agent can go on at another sparsity.
+        least_trials: fewest trials that it can search with.
         replays: whether a killed search goes on by being given its rewards again; the others use their ``store``.
     """
 
@@ -139,6 +141,7 @@ class Allocator:
     mapping: str = "water_fill"
     reward: str = "perplexity_ratio"
     transfers: bool = False
+    least_trials: int = 1
     replays: bool = False
 
     @property
@@ -266,10 +269,14 @@ def _eas(request: Request) -> Decision:
     )
 
 
+_SMALL_EVOPRESS = EvoPress(8, (2, 1), (1 / 2, 1.0), 1 / 2)
+"""Few offspring and larger levels go further with few trials."""
+
+
 def _evopress(request: Request) -> Decision:
-    # The published settings where they get twenty generations; few offspring and larger levels go further with less.
-    published, small = EvoPress(), EvoPress(8, (2, 1), (1 / 2, 1.0), 1 / 2)
-    settings = published if request.trials >= 20 * published.trials_per_generation else small
+    # The published settings where they get twenty generations.
+    published = EvoPress()
+    settings = published if request.trials >= 20 * published.trials_per_generation else _SMALL_EVOPRESS
     problem = replace(request.problem, starts={"uniform": _uniform(request).allocation})
     return _evolved(
         evopress(problem, settings, request.trials, request.seed, lambda trial: request.on_trial(_looked(trial)))
@@ -348,5 +355,12 @@ ALLOCATORS: dict[str, Allocator] = {
         replays=True,
     ),
     "eas": Allocator(_eas, "Shen et al. 2024", "the papers' EAS", needs=("reward",), replays=True),
-    "evopress": Allocator(_evopress, "Sieberling et al. 2024", "EvoPress, Alg. 1", needs=("reward",), replays=True),
+    "evopress": Allocator(
+        _evopress,
+        "Sieberling et al. 2024",
+        "EvoPress, Alg. 1",
+        needs=("reward",),
+        least_trials=_SMALL_EVOPRESS.trials_per_generation,
+        replays=True,
+    ),
 }

@@ -32,9 +32,9 @@ class Bounds:
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:
             raise ParameterError(
-                f"search.min_keep {self.low} and search.max_keep {self.high} were asked for",
-                "Retentions are shares with 0 <= min_keep < max_keep <= 1",
-                "Change search.min_keep or search.max_keep",
+                f"min_keep {self.low:g} and max_keep {self.high:g} were asked for",
+                "Retentions are shares with 0 <= min_keep < max_keep <= 1 (max_keep is 1 where it is no parameter)",
+                "Change min_keep or max_keep",
             )
 
 

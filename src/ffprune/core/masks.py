@@ -63,12 +63,12 @@ def pattern_mask(scores: Tensor, pattern: str) -> Tensor:
     return _highest(scores.reshape(-1, group), stay).view_as(scores)
 
 
-def parse_pattern(pattern: str, width: int) -> tuple[int, int]:
+def parse_pattern(pattern: str, width: int | None = None) -> tuple[int, int]:
     """N and M of "N:M": N weights *kept* of every M neighbouring inputs, 0 < N < M.
 
     Args:
         pattern: such as "2:4" or "4:8".
-        width: in_features of the matrix it is for.
+        width: in_features of the matrix it is for; None: of any.
 
     Raises:
         ParameterError: it is not of that form, or ``width`` is not a multiple of M.
@@ -81,7 +81,7 @@ def parse_pattern(pattern: str, width: int) -> tuple[int, int]:
             "A pattern is N:M with 0 < N < M, N weights kept of every M neighbouring inputs, such as 2:4 or 4:8",
             "Change pattern",
         )
-    if width % group:
+    if width is not None and width % group:
         raise ParameterError(
             f"pattern {pattern} was asked for a matrix of {width} inputs",
             f"The inputs must divide into groups of {group}",

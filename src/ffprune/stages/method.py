@@ -24,7 +24,7 @@ from ffprune.compress.follow import follow
 from ffprune.compress.levels import Levels
 from ffprune.compress.table import Compressor
 from ffprune.compress.unstructured import Quantisation, WeightPruning
-from ffprune.core.budget import Bounds, check_reachable
+from ffprune.core.budget import check_reachable
 from ffprune.core.gptq import bits_per_weight, compression_ratio
 from ffprune.core.outcome import Outcome
 from ffprune.core.saliency import SALIENCIES
@@ -109,7 +109,7 @@ class Workshop:
             slicegpt.dimensions(self.view.model.config.hidden_size, self.recipe.sparsity)
         if compressor.granularity in ("structured", "unstructured"):
             for sparsity in (self.recipe.sparsity, *([self.recipe.first.sparsity] if self.recipe.first else [])):
-                check_reachable(self.units, sparsity, Bounds(self.study.min_keep, 1.0))
+                check_reachable(self.units, sparsity, self.study.bounds())
 
     def decide(self) -> Decision | None:
         """How much of every unit stays; None where the compressor has no units."""
@@ -117,7 +117,7 @@ class Workshop:
         if compressor.granularity not in ("structured", "unstructured"):
             return None
         recipe, search = self.recipe, self.study.search
-        bounds = Bounds(self.study.min_keep, 1.0)
+        bounds = self.study.bounds()
         reward: Reward = self._reward() if allocator.searches else _no_reward
         reward = Replayed(reward, self.journal()) if allocator.replays else reward
         problem = Problem(self.units, recipe.sparsity, bounds, allocator.mapping, search.step, reward)

@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ffprune.allocate.uniform import handmade, uniform
-from ffprune.core.budget import Bounds
 from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_tokenizer, save_model, stored_dtype
 from ffprune.models.surgery import copy_model, slice_model
@@ -44,7 +43,7 @@ def run(ctx: StageContext) -> None:
 def _cuts(ctx: StageContext, view: ModelView) -> list[tuple[float, str, Allocation]]:
     """Every policy asked for, at both sparsities."""
     params = ctx.params.prune
-    bounds = Bounds(params.min_keep, 1.0)
+    bounds = params.bounds()
     cuts: list[tuple[float, str, Allocation]] = []
     for path in (SEARCH_POLICY, TRANSFER_POLICY):
         found, facts = read_policy(ctx.path(path))

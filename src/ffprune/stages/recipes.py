@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from ffprune.allocate.table import ALLOCATORS, Allocator
@@ -10,6 +11,7 @@ from ffprune.compress.cut import FLUCTUATION, REPAIRS
 from ffprune.compress.table import COMPRESSORS, Compressor
 from ffprune.core.errors import ParameterError
 from ffprune.core.importance import CRITERIA
+from ffprune.core.masks import parse_pattern
 from ffprune.core.saliency import SALIENCIES
 from ffprune.core.tables import look_up
 from ffprune.stages.sections import Recipe
@@ -33,14 +35,8 @@ def rows_of(name: str, recipe: Recipe) -> tuple[Allocator, Compressor]:
     # `repair: null` leaves a cut as it is.
     if recipe.repair is not None or not compressor.repairs:
         _check_choice(where, "repair", recipe.repair, compressor.repairs, recipe.compressor)
-    if recipe.pattern is not None and not (compressor.patterns and recipe.allocator == "uniform"):
-        raise ParameterError(
-            f"{where}.pattern {recipe.pattern} was asked for with allocator {recipe.allocator} and compressor "
-            f"{recipe.compressor}",
-            "An N:M pattern removes the same share of single weights everywhere: allocator uniform, compressor "
-            f"{_names(n for n, row in COMPRESSORS.items() if row.patterns)}",
-            "Change them, or set pattern to null",
-        )
+    if recipe.pattern is not None:
+        _check_pattern(where, recipe, recipe.pattern, compressor)
     if recipe.quantize is not None and not compressor.quantises:
         raise ParameterError(
             f"{where}.quantize was asked for with compressor {recipe.compressor}",
@@ -97,12 +93,36 @@ def _check_choice(where: str, key: str, given: str | None, allowed: tuple[str, .
         )
 
 
+def _check_pattern(where: str, recipe: Recipe, pattern: str, compressor: Compressor) -> None:
+    if not compressor.patterns or recipe.allocator != "uniform":
+        raise ParameterError(
+            f"{where}.pattern {pattern} was asked for with allocator {recipe.allocator} and compressor "
+            f"{recipe.compressor}",
+            "An N:M pattern removes the same share of single weights everywhere: allocator uniform, compressor "
+            f"{_names(n for n, row in COMPRESSORS.items() if row.patterns)}",
+            "Change them, or set pattern to null",
+        )
+    kept, group = parse_pattern(pattern)
+    if not math.isclose(recipe.sparsity, 1 - kept / group):
+        raise ParameterError(
+            f"{where}.pattern {pattern} was asked for with sparsity {recipe.sparsity:g}",
+            f"It removes {group - kept} of {group} weights",
+            f"Set sparsity to {1 - kept / group}, or pattern to null",
+        )
+
+
 def _check_search(where: str, recipe: Recipe, allocator: Allocator) -> None:
     if allocator.searches != (recipe.trials is not None):
         raise ParameterError(
             f"{where}.trials is {recipe.trials} with allocator {recipe.allocator}",
             "A searching allocator needs a number of trials" if allocator.searches else "It makes no trials",
             "Set trials" if allocator.searches else "Set trials to null",
+        )
+    if recipe.trials is not None and recipe.trials < allocator.least_trials:
+        raise ParameterError(
+            f"{where}.trials is {recipe.trials} with allocator {recipe.allocator}",
+            f"Its smallest generation takes {allocator.least_trials}",
+            "Raise trials",
         )
     if recipe.first is not None and not allocator.transfers:
         raise ParameterError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ffprune.allocate.agent import PRESETS
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode
-from ffprune.allocate.guided import Guidance, GuidedResult, guided
+from ffprune.allocate.guided import GuidedResult, guided
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import Candidate, SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
@@ -21,11 +21,8 @@ from ffprune.allocate.uniform import handmade
 from ffprune.compress.structured import prepare
 from ffprune.core.budget import Bounds, check_reachable
 from ffprune.core.errors import UnreachableSparsity
-from ffprune.core.policy import MAPPINGS
-from ffprune.core.schedule import Schedule
-from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation, Unit
-from ffprune.evaluate.reward import REWARDS, ModelReward
+from ffprune.evaluate.reward import ModelReward
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
@@ -72,11 +69,7 @@ def run(ctx: StageContext) -> None:
 def run_search(ctx: StageContext, task: Task) -> SearchResult:
     """Set the problem up and search."""
     params = ctx.params.search
-    preset = look_up(PRESETS, params.agent, "search.agent")
-    bounds = Bounds(params.min_keep, params.max_keep)
-    look_up(MAPPINGS, params.mapping, "search.mapping")
-    look_up(REWARDS, params.reward, "search.reward")
-    guidance = Guidance(**params.guide.model_dump()) if params.agent == "guided" else None
+    bounds = params.bounds()
     windows = sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), params.seqlen, 0, ctx.params.seed, "search.seqlen")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
     check_reachable(view.units, task.sparsity, bounds)
@@ -99,7 +92,6 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
     )
     starts = _starts(ctx, view.units, task.sparsity, bounds)
     problem = Problem(view.units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
-    schedule = Schedule.scaled(task.schedule.alpha_start, task.schedule.k, task.schedule.t0, episodes=task.episodes)
     best = 0.0
     with ctx.progress(task.episodes, f"{ctx.stage.name} {task.sparsity:g}") as bar:
 
@@ -115,8 +107,8 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
             ctx.log_metrics(shown, episode.number)
 
         rest = (
-            preset,
-            schedule,
+            PRESETS[params.agent],
+            task.schedule.scaled(task.episodes),
             task.episodes,
             params.finalists,
             ctx.params.seed,
@@ -124,8 +116,8 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
             show,
             task.trained,
         )
-        if guidance is not None:
-            return guided(problem, _curves(ctx), guidance, *rest)
+        if params.agent == "guided":
+            return guided(problem, _curves(ctx), params.guide.guidance(), *rest)
         return search(problem, *rest)
 
 

@@ -6,17 +6,32 @@ change reruns no stage.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ffprune.allocate.guidance import Guidance
+from ffprune.core.budget import Bounds
+from ffprune.core.errors import FfpruneError
+from ffprune.core.schedule import Schedule
 from ffprune.sources.base import ModelParams, TextParams
 
 
 class Section(BaseModel):
     """A section of params.yaml: unknown keys are refused, values cannot change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """What is made of a section checks itself; its refusal is told with all else that is wrong in the file."""
+    try:
+        yield
+    except FfpruneError as refusal:
+        raise ValueError(str(refusal).rstrip(".")) from refusal
 
 
 class Compute(Section):
@@ -62,11 +77,14 @@ class Hutchinson(Section):
     product: Literal["exact", "finite_difference"]
 
 
+Criterion = Literal["compensated_elimination", "wanda_column", "activation_norm"]
+
+
 class Sensitivity(Section):
     """Which granule goes first in a unit, and how much every matrix and unit matters."""
 
-    criterion: str
-    plain_criterion: str
+    criterion: Criterion
+    plain_criterion: Criterion
     damping: float = Field(gt=0)
     fisher: Fisher
     hutchinson: Hutchinson
@@ -84,19 +102,39 @@ class LevelsParams(Section):
 class ScheduleParams(Section):
     """The progressive schedule (FF Eq. 3), in episodes of a search of 3000; scaled to the real length."""
 
-    alpha_start: float = Field(ge=0, le=1)
-    k: float = Field(gt=0)
+    alpha_start: float
+    k: float
     t0: float
+
+    def scaled(self, episodes: int) -> Schedule:
+        """The schedule of a search of that many episodes."""
+        return Schedule.scaled(self.alpha_start, self.k, self.t0, episodes=episodes)
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        with _telling():
+            Schedule(**self.model_dump())
+        return self
 
 
 class Guide(Section):
-    """How a guided search chooses its trials: :class:`ffprune.allocate.guided.Guidance`, field by field."""
+    """How a guided search chooses its trials: :class:`ffprune.allocate.guidance.Guidance`, field by field."""
 
-    low: float = Field(gt=0, lt=1)
-    high: float = Field(gt=0, lt=1)
-    imagined: int = Field(ge=0)
-    batch: int = Field(ge=2)
-    proposals: int = Field(ge=0)
+    low: float
+    high: float
+    imagined: int
+    batch: int
+    proposals: int
+
+    def guidance(self) -> Guidance:
+        """What the search takes."""
+        return Guidance(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        with _telling():
+            self.guidance()
+        return self
 
 
 class Search(Section):
@@ -104,12 +142,12 @@ class Search(Section):
 
     sparsity: float = Field(ge=0, lt=1)
     episodes: int = Field(ge=1)
-    agent: str
-    mapping: str
-    reward: str
+    agent: Literal["guided", "warm", "fastforward", "sparsitysolver"]
+    mapping: Literal["water_fill", "greedy_fill", "sequential_cap"]
+    reward: Literal["divergence", "perplexity_ratio", "inverse_perplexity"]
     compensated: bool
-    min_keep: float = Field(ge=0, le=1)
-    max_keep: float = Field(gt=0, le=1)
+    min_keep: float
+    max_keep: float
     step: int = Field(ge=1)
     seqlen: int = Field(ge=2)
     samples: int = Field(ge=1)
@@ -119,6 +157,16 @@ class Search(Section):
     rank_half_width: float = Field(ge=0, le=0.5)
     guide: Guide
     schedule: ScheduleParams
+
+    def bounds(self) -> Bounds:
+        """Least and greatest retention of a unit."""
+        return Bounds(self.min_keep, self.max_keep)
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        with _telling():
+            self.bounds()
+        return self
 
 
 class Transfer(Section):
@@ -136,7 +184,17 @@ class Prune(Section):
     """What is cut."""
 
     policies: tuple[Policy, ...] = Field(min_length=1)
-    min_keep: float = Field(ge=0, le=1)
+    min_keep: float
+
+    def bounds(self) -> Bounds:
+        """Least and greatest retention of a unit."""
+        return Bounds(self.min_keep, 1.0)
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        with _telling():
+            self.bounds()
+        return self
 
 
 class Ridge(Section):
@@ -206,7 +264,7 @@ class Study(Section):
     seqlen: int = Field(ge=2)
     batch_size: int = Field(ge=1)
     damping: float = Field(gt=0)
-    min_keep: float = Field(ge=0, le=1)
+    min_keep: float
     owl_multiple: float = Field(gt=0)
     owl_half_width: float = Field(ge=0, le=0.5)
     rank_half_width: float = Field(ge=0, le=0.5)
@@ -215,6 +273,16 @@ class Study(Section):
     search: Trials
     zero_shot: Tasks
     speed: Speed
+
+    def bounds(self) -> Bounds:
+        """Least and greatest retention of a unit."""
+        return Bounds(self.min_keep, 1.0)
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        with _telling():
+            self.bounds()
+        return self
 
 
 class QuantiseParams(Section):
@@ -248,6 +316,12 @@ class Recipe(Section):
     first: First | None
     zero_shot: bool
     speed: bool
+
+    @model_validator(mode="after")
+    def _transfer_goes_elsewhere(self) -> Self:
+        if self.first is not None and self.first.sparsity == self.sparsity:
+            raise ValueError("sparsity and first.sparsity are the same: change one of them, or set first to null")
+        return self
 
 
 class Report(Section):
@@ -285,9 +359,15 @@ class Params(Section):
     @model_validator(mode="after")
     def _within_reach(self) -> Self:
         # The model's granules can only narrow this; the search checks them before its first trial.
-        most = 1 - self.search.min_keep
+        fuzz = 1e-9  # 1 - 0.9 is less than 0.1
+        least, most = 1 - self.search.max_keep, 1 - self.search.min_keep
         for name, sparsity in (("search", self.search.sparsity), ("transfer", self.transfer.sparsity)):
-            if sparsity > most:
+            if sparsity < least - fuzz:
+                raise ValueError(
+                    f"{name}.sparsity {sparsity:g} is out of reach: search.max_keep {self.search.max_keep:g} "
+                    f"removes at least {least:g}; raise search.max_keep or {name}.sparsity"
+                )
+            if sparsity > most + fuzz:
                 raise ValueError(
                     f"{name}.sparsity {sparsity:g} is out of reach: search.min_keep {self.search.min_keep:g} "
                     f"allows at most {most:g}; lower search.min_keep or {name}.sparsity"
@@ -303,4 +383,6 @@ class Params(Section):
         made |= set(self.prune.policies)
         if missing := sorted(set(self.evaluate.methods) - made):
             raise ValueError(f"evaluate.methods names {missing}; prune.policies and ridge.repairs make {sorted(made)}")
+        if missing := sorted(set(self.evaluate.zero_shot.methods) - set(self.evaluate.methods)):
+            raise ValueError(f"evaluate.zero_shot.methods names {missing}, which evaluate.methods does not measure")
         return self

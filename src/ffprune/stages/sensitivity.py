@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ffprune.allocate.curves import loss_curve
-from ffprune.core.importance import CRITERIA, Ranking, rank
-from ffprune.core.tables import look_up
+from ffprune.core.importance import Ranking, rank
 from ffprune.models.curvature import Curvature, output_curvature
 from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
@@ -23,8 +22,6 @@ from ffprune.stages.record import CURVES, DENSE, GRAMS, ORDER, TRACES
 def run(ctx: StageContext) -> None:
     """Three measurements that the search starts from: rankings, curvatures, Hessian traces."""
     params = ctx.params.sensitivity
-    look_up(CRITERIA, params.criterion, "sensitivity.criterion")
-    look_up(CRITERIA, params.plain_criterion, "sensitivity.plain_criterion")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
     grams = read_grams(view, ctx.path(GRAMS))
     rankings = _rankings(ctx, view, grams, params.criterion)
