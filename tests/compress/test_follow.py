@@ -75,10 +75,11 @@ def test_orders_that_are_given_are_not_ranked_again(view: ModelView) -> None:
 
 def test_the_stream_behind_a_replaced_map_is_what_the_layer_then_answers(view: ModelView) -> None:
     walk = BlockWalk(view, WINDOWS, 2)
-    distance = walk.distance("down", walk.hidden)
+    end = walk.distance("down", walk.hidden).end
+    assert end is not None
     columns, last = torch.tensor([4, 0, 2]), view.unit_linears(1).last
     weight = torch.randn(last.out_features, 3, generator=torch.Generator().manual_seed(0))
-    expected = distance.replaced(last, columns, weight)
+    expected = end.replaced(last, columns, weight)
     set_unit(view, 1, read_unit(view, 1).select(columns).replace_last(weight))
     torch.testing.assert_close(expected, walk.streams()["down"], rtol=1e-4, atol=1e-4)
 

@@ -62,7 +62,7 @@ def follow(
             if keep == parts.granules:
                 continue
             role, weight = parts.last_role, parts.last.weight.detach()
-            distance = walk.distance(role, targets[role])
+            distance = walk.distance(role, targets.pop(role))
             if isinstance(ranking, str):
                 order = order_of(ranking, parts, distance.fit.gram.merge(distance.held.gram), damping)
             else:
@@ -71,8 +71,9 @@ def follow(
             columns = granule_indices(kept, parts.width[role])
             repaired, chosen = repair_towards(weight, distance.fit, distance.held, columns, damping)
             dampings[view.units[index].name] = chosen
-            if role == "down":
-                outputs = distance.replaced(parts.last, columns, repaired)
+            if distance.end is not None:
+                outputs = distance.end.replaced(parts.last, columns, repaired)
+            del distance  # the largest tensors here, which the next unit need not stand beside
             set_unit(view, index, read_unit(view, index).select(kept).replace_last(repaired))
         walk.advance(outputs)
         if progress is not None:

@@ -19,23 +19,19 @@ from ffprune.models.walk import check_finite, check_windows, watch
 
 
 @dataclass(frozen=True)
-class Distance:
-    """How far the residual stream behind a unit is from a target.
+class LayerEnd:
+    """What a layer's last map gets, and what the layer answers.
 
     Attributes:
-        fit: moments of three quarters of the batches.
-        held: moments of every fourth batch.
-        inputs: [n, seqlen, width] of the unit's last linear map.
-        stream: [n, seqlen, d] behind the unit.
+        inputs: [n, seqlen, width] of the map.
+        stream: [n, seqlen, d], the layer's output.
     """
 
-    fit: Moments
-    held: Moments
     inputs: Tensor
     stream: Tensor
 
     def replaced(self, last: nn.Linear, columns: Tensor, weight: Tensor) -> Tensor:
-        """The stream behind the unit, were its last map another one.
+        """The layer's output, were its last map another one.
 
         Args:
             last: its last map as it was.
@@ -46,6 +42,21 @@ class Distance:
             inputs = self.inputs.to(weight.dtype)  # autocast hands them over in its own
             difference = linear(inputs[..., columns], weight) - linear(inputs, last.weight)
         return self.stream + difference
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the residual stream behind a unit is from a target.
+
+    Attributes:
+        fit: moments of three quarters of the batches.
+        held: moments of every fourth batch.
+        end: of the layer, where the unit is the last in it; None behind the attention, where the layer goes on.
+    """
+
+    fit: Moments
+    held: Moments
+    end: LayerEnd | None
 
 
 class _Enough(Exception):
@@ -183,11 +194,12 @@ class BlockWalk:
                 if role == "o":
                     stream = stream + seen["output"].view_as(stream)
                 sums[i % 4 == 3].update(seen["input"], target[rows] - stream)
-                inputs.append(seen["input"].view(len(target[rows]), -1, last.in_features))
-                streams.append(stream)
+                if role == "down":
+                    inputs.append(seen["input"].view(len(target[rows]), -1, last.in_features))
+                    streams.append(stream)
         for moments in sums:
             check_finite(f"layers.{self.position}.{role}", moments.gram)
-        return Distance(sums[0], sums[1], torch.cat(inputs), torch.cat(streams))
+        return Distance(sums[0], sums[1], LayerEnd(torch.cat(inputs), torch.cat(streams)) if inputs else None)
 
     @contextmanager
     def _watch(self, role: str, last: bool = False) -> Iterator[dict[str, Tensor]]:
