@@ -169,7 +169,7 @@ def compare(
             f"A policy of sparsity {problem.sparsity} was asked for; none of {len(candidates)} candidates of "
             f"{trials} trials has a finite loss",
             "A policy is known by its perplexity, which must be a finite number",
-            "Change compute.dtype to float32 or bfloat16, raise search.damping, or lower the sparsity",
+            "Change compute.dtype to float32 or bfloat16, raise levels.damping, or lower the sparsity",
         )
     return candidates
 
