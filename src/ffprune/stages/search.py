@@ -25,11 +25,11 @@ from ffprune.core.policy import MAPPINGS
 from ffprune.core.schedule import Schedule
 from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation, Unit
-from ffprune.evaluate.reward import REWARDS, ModelReward
+from ffprune.evaluate.reward import REWARDS
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, read_grams, read_orders, sample_windows
+from ffprune.stages.inputs import DTYPES, load, read_grams, read_orders, validation_windows
 from ffprune.stages.record import (
     CURVES,
     DENSE,
@@ -39,8 +39,8 @@ from ffprune.stages.record import (
     SEARCH_EPISODES,
     SEARCH_POLICY,
     TRACES,
-    VALIDATION,
 )
+from ffprune.stages.reward import trial_reward
 from ffprune.stages.search_store import SearchStore
 from ffprune.stages.sections import ScheduleParams
 
@@ -77,7 +77,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
     look_up(MAPPINGS, params.mapping, "search.mapping")
     look_up(REWARDS, params.reward, "search.reward")
     guidance = Guidance(**params.guide.model_dump()) if params.agent == "guided" else None
-    windows = sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), params.seqlen, 0, ctx.params.seed, "search.seqlen")
+    windows = validation_windows(ctx, params.seqlen, "search.seqlen")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
     check_reachable(view.units, task.sparsity, bounds)
     plan = prepare(
@@ -87,17 +87,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
         params.damping,
         DTYPES[ctx.params.compute.dtype],
     )
-    reward = ModelReward(
-        model=view.model,
-        apply=plan.apply,
-        dense=Allocation.dense(view.units),
-        windows=windows,
-        kind=params.reward,
-        trial_samples=params.samples,
-        fixed=params.final_samples,
-        batch_size=params.batch_size,
-        seed=ctx.params.seed,
-    )
+    reward = trial_reward(plan, view.units, windows, params.reward, params, ctx.params.seed)
     starts = _starts(ctx, view.units, task.sparsity, bounds)
     problem = Problem(view.units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
     schedule = Schedule.scaled(task.schedule.alpha_start, task.schedule.k, task.schedule.t0, episodes=task.episodes)

@@ -90,7 +90,19 @@ class Guide(Section):
     proposals: int = Field(ge=0)
 
 
-class Search(Section):
+class Trials(Section):
+    """What a search spends on its trials and their comparison."""
+
+    seqlen: int = Field(ge=2)
+    samples: int = Field(ge=1)
+    final_samples: int = Field(ge=1)
+    finalists: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    step: int = Field(ge=1)
+    schedule: ScheduleParams
+
+
+class Search(Trials):
     """The search at the first sparsity; transfer reads it too."""
 
     sparsity: float = Field(ge=0, lt=1)
@@ -102,15 +114,8 @@ class Search(Section):
     damping: float = Field(gt=0)
     min_keep: float = Field(ge=0, le=1)
     max_keep: float = Field(gt=0, le=1)
-    step: int = Field(ge=1)
-    seqlen: int = Field(ge=2)
-    samples: int = Field(ge=1)
-    final_samples: int = Field(ge=1)
-    finalists: int = Field(ge=0)
-    batch_size: int = Field(ge=1)
     rank_half_width: float = Field(ge=0, le=0.5)
     guide: Guide
-    schedule: ScheduleParams
 
 
 class Transfer(Section):
@@ -175,18 +180,6 @@ class Evaluate(Section):
     methods: tuple[str, ...] = Field(min_length=1)
     speed: Speed
     zero_shot: ZeroShot
-
-
-class Trials(Section):
-    """What a trial of a searching allocator costs."""
-
-    seqlen: int = Field(ge=2)
-    samples: int = Field(ge=1)
-    final_samples: int = Field(ge=1)
-    finalists: int = Field(ge=0)
-    batch_size: int = Field(ge=1)
-    step: int = Field(ge=1)
-    schedule: ScheduleParams
 
 
 class Study(Section):
