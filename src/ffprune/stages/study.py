@@ -18,13 +18,14 @@ from ruamel.yaml import YAML
 
 from ffprune.core.errors import MissingInput, ParameterError
 from ffprune.stages.artifacts import read_json, write_csv, write_text
-from ffprune.stages.comparison import comparison
-from ffprune.stages.exhibit import Rendered, render
-from ffprune.stages.papers import comparison_methods, exhibit
+from ffprune.stages.exhibits.comparison import comparison
+from ffprune.stages.exhibits.exhibit import render
+from ffprune.stages.exhibits.page import Rendered
+from ffprune.stages.exhibits.papers import comparison_methods, exhibit
+from ffprune.stages.exhibits.results import Result, Setting
 from ffprune.stages.params import PARAMS_FILE, load_params, validate
 from ffprune.stages.profiles import current_profile, profiles, with_profile
 from ffprune.stages.record import METHOD, TRACES
-from ffprune.stages.results import Result, Setting
 from ffprune.stages.sections import Params
 from ffprune.stages.tracking import open_store, start_parent
 

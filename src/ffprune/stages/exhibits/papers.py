@@ -160,7 +160,7 @@ class Exhibit(Section):
         minutes: estimated, default model, two cores.
         sparsities: of every row that names none.
         every: what is asked of every row's model.
-        columns: what is shown of a result (names of ``exhibit.COLUMNS``).
+        columns: what is shown of a result (names of ``columns.COLUMNS`` and ``columns.TEXTS``).
         drawing: how it is drawn (a name of ``drawings.DRAWINGS``).
         traces: whether it shows the Hessian traces of the stage sensitivity instead of results.
         rows: in the paper's order.
