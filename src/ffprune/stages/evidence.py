@@ -20,7 +20,7 @@ from ffprune.core.importance import Ranking
 from ffprune.core.masks import mask_from_ranks, ranks
 from ffprune.core.outliers import outlier_share
 from ffprune.core.saliency import SALIENCIES, scores
-from ffprune.models.blocks import BlockWalk
+from ffprune.models.blocks import dense_grams
 from ffprune.models.curvature import output_curvature
 from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
@@ -79,10 +79,8 @@ def matrix_curves(
         zip(view.prunable, _curvatures(view, list(view.prunable.values()), windows, fisher, seed), strict=True)
     )
     scope = SALIENCIES[criterion].scope
-    walk = BlockWalk(view, windows, batch_size)
     found = []
-    for block in view.blocks:
-        grams, outputs = walk.observe(block.linears)
+    for block, grams in zip(view.blocks, dense_grams(view, windows, batch_size), strict=True):
         for role, linear in block.linears.items():
             weight, gram = linear.weight.detach(), grams[role]
             assert gram.xx is not None
@@ -93,7 +91,6 @@ def matrix_curves(
                 removed = weight.masked_fill(mask_from_ranks(order, kept, scope), 0)
                 error[level] = float((removed @ gram.xx).mul_(removed).sum())
             found.append(loss_curve(error, curvature[f"layers.{block.index}.{role}"], gram.count, linear.out_features))
-        walk.advance(outputs)
     return found
 
 
@@ -112,9 +109,5 @@ def _curvatures(view: ModelView, maps: list[nn.Linear], windows: Tensor, fisher:
 
 def last_grams(view: ModelView, windows: Tensor, batch_size: int) -> Iterator[Gram]:
     """The Gram of every unit's last map, of one layer at a time."""
-    walk = BlockWalk(view, windows, batch_size)
-    for _ in view.blocks:
-        grams, outputs = walk.observe(("o", "down"))
-        yield grams["o"]
-        yield grams["down"]
-        walk.advance(outputs)
+    for grams in dense_grams(view, windows, batch_size, ("o", "down")):
+        yield from (grams["o"], grams["down"])

@@ -14,6 +14,7 @@ from ffprune.allocate.table import Decision, Looked
 from ffprune.core.gptq import bits_per_weight, compression_ratio
 from ffprune.evaluate.perplexity import perplexity
 from ffprune.evaluate.speed import measure
+from ffprune.models.surgery import param_count
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
@@ -51,7 +52,7 @@ def run(ctx: StageContext) -> None:
         ),
     )
     shop.check()
-    before = sum(parameter.numel() for parameter in shop.view.model.parameters())
+    before = param_count(shop.view.model)
     seconds, started = {}, time.monotonic()
     decision = shop.decide()
     seconds["decide"], started = time.monotonic() - started, time.monotonic()

@@ -27,6 +27,7 @@ from ffprune.core.saliency import SALIENCIES
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation, Unit
 from ffprune.evaluate.reward import ModelReward
+from ffprune.models.blocks import dense_grams
 from ffprune.models.masked_block import prune_in_turn
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView
@@ -128,7 +129,7 @@ class Workshop:
             width = slicegpt.dimensions(self.view.model.config.hidden_size, recipe.sparsity)
             return asdict(slicegpt.compress(self.view, width, self.calibration, self._batch, progress))
         if recipe.compressor == "svd_llm":
-            grams = svd_llm.dense_grams(self.view, self.calibration, self._batch)
+            grams = dense_grams(self.view, self.calibration, self._batch)
             found = svd_llm.compress(self.view, recipe.sparsity, grams, progress)
             damped = sum(matrix.damping > 0 for matrix in found.matrices)
             return {key: value for key, value in asdict(found).items() if key != "matrices"} | {"damped": damped}

@@ -8,7 +8,7 @@ from typing import Any
 from ffprune.core.tables import look_up
 from ffprune.stages.exhibits.columns import TEXTS, Column, columns_of
 from ffprune.stages.exhibits.drawings import DRAWINGS
-from ffprune.stages.exhibits.page import Cell, Rendered, markdown_table, percent, recoveries, windows_shown
+from ffprune.stages.exhibits.page import Cell, Rendered, percent, recoveries, windows_shown
 from ffprune.stages.exhibits.papers import Entry, Exhibit
 from ffprune.stages.exhibits.results import (
     TASKS,
@@ -22,6 +22,7 @@ from ffprune.stages.exhibits.results import (
     role_of,
     text_of,
 )
+from ffprune.stages.table import markdown_table
 
 NOT_RUN = "not run yet"
 NO_TRACES = "No Hessian traces yet: the stage sensitivity makes them."

@@ -34,11 +34,6 @@ class Cell:
     ratio: float | None = None
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
-
-
 def percent(share: float) -> str:
     """A share as a percentage with one decimal."""
     return f"{share:.1%}"
