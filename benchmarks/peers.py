@@ -87,7 +87,7 @@ PEERS: dict[str, Peer] = {
     "guided_stream": Peer(_slice("guided", "compensated_elimination", "stream", trials=48), _STRUCTURED),
     "dynamic_wanda": Peer(_mask("dynamic_programming", "wanda"), _UNMEASURED),
     "dynamic_isc": Peer(_sparsegpt("dynamic_programming", "isc"), _UNMEASURED),
-    "warm_wanda": Peer(_mask("warm", "wanda", trials=64), _UNMEASURED),
+    "guided_wanda": Peer(_mask("guided", "wanda", trials=48), _UNMEASURED),
     "handmade_ridge": Peer(_slice("handmade", "compensated_elimination", "ridge"), _STRUCTURED),
     "uniform_ridge": Peer(_slice("uniform", "compensated_elimination", "ridge"), _STRUCTURED),
     "besa": Peer(_mask("besa", "wanda"), _UNMEASURED),

@@ -7,7 +7,7 @@ policy and random ones, as published; ours with the loss curves of the sensitivi
 
     python benchmarks/search.py [--project FOLDER] [--seeds N] [--trials N] [--again] [--sparsity S ...]
 
-It needs what `make run` makes up to the stage sensitivity; without it says so and ends. Runs are kept in
+It needs what `make run` makes up to the stage levels; without it says so and ends. Runs are kept in
 results/search_runs.json one by one, and not repeated; results/search.json has the metrics.
 """
 
@@ -45,9 +45,10 @@ from ffprune.evaluate.logits import reduce_logits
 from ffprune.evaluate.reward import ModelReward
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
-from ffprune.stages.inputs import DTYPES, load, read_grams, read_orders, sample_windows
+from ffprune.stages.inputs import DTYPES, load, read_orders, sample_windows
+from ffprune.stages.levels import read_levels
 from ffprune.stages.params import load_params
-from ffprune.stages.record import CURVES, DENSE, GRAMS, ORDER, VALIDATION
+from ffprune.stages.record import CURVES, DENSE, LEVELS, ORDER, VALIDATION
 from ffprune.stages.sections import Params
 
 HERE = Path(__file__).resolve().parent
@@ -71,8 +72,9 @@ class Bench:
         self.curves = [np.array(row["loss"]) for row in artifacts.read_json(root / CURVES)]
         fisher = params.sensitivity.fisher
         self.evidence_tokens = 3 * fisher.windows * fisher.seqlen
-        orders, grams = read_orders(view, root / ORDER, repaired=True), read_grams(view, root / GRAMS)
-        self.plan: Plan = prepare(view, orders, grams, params.search.damping, DTYPES[params.compute.dtype])
+        levels = read_levels(view, lambda name: root / name, params.levels.damping)
+        orders = read_orders(view, root / ORDER, repaired=True)
+        self.plan: Plan = prepare(view, orders, levels, DTYPES[params.compute.dtype])
         self.units = view.units
         self.windows = windows
         self.reward = self._reward("divergence")
@@ -109,8 +111,8 @@ def main() -> int:
     parser.add_argument("--sparsity", type=float, nargs="*", default=[0.2, 0.3])
     parser.add_argument("--again", action="store_true", help="measure what is known already, too")
     chosen = parser.parse_args()
-    if not (chosen.project / CURVES).is_file():
-        print(f"skipped: {chosen.project} has no {CURVES}; make run makes it", file=sys.stderr)
+    if not (chosen.project / LEVELS).is_dir():
+        print(f"skipped: {chosen.project} has no {LEVELS}; make run makes it", file=sys.stderr)
         return 0
     params = load_params(chosen.project / "params.yaml")
     torch.set_float32_matmul_precision(params.compute.matmul_precision)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ffprune.compress.levels import Levels
 from ffprune.compress.structured import Plan, prepare
 from ffprune.core.ridge import repair
 from ffprune.core.units import Allocation
@@ -48,10 +49,10 @@ def logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
         return model(tokens, use_cache=False).logits
 
 
-def plan_for(model: PreTrainedModel, tokens: Tensor, repaired: bool, **options: int) -> Plan:
+def plan_for(model: PreTrainedModel, tokens: Tensor, repaired: bool, dtype: torch.dtype = torch.float32) -> Plan:
     view = ModelView(copy_model(model))
-    statistics = grams(view, tokens) if repaired else None
-    return prepare(view, orders(view), statistics, DAMPING, torch.float32, **options)
+    levels = Levels(view, orders(view), grams(view, tokens), DAMPING) if repaired else None
+    return prepare(view, orders(view), levels, dtype)
 
 
 def sliced(model: PreTrainedModel, allocation: Allocation) -> ModelView:
@@ -124,40 +125,12 @@ def test_a_trial_copies_no_weights(dense: PreTrainedModel, tokens: Tensor) -> No
         assert last.untyped_storage().data_ptr() == ordered.weight[ordered.last_role].untyped_storage().data_ptr()
 
 
-def test_repaired_maps_are_reused_and_the_cache_stays_small(dense: PreTrainedModel, tokens: Tensor) -> None:
-    limit = 3000
-    plan, free = (plan_for(dense, tokens, True, **options) for options in ({"cache_bytes": limit}, {}))
-    held = []
-    for shift in (0, 1, 2, 5, 0, 2):
-        allocation = cut(plan.view, shift)
-        plan.apply(allocation)
-        free.apply(allocation)
-        # Forgotten maps are solved again, to the same.
-        assert torch.equal(logits(plan.view.model, tokens), logits(free.view.model, tokens))
-        held.append(sum(weight.nbytes for weight in plan._cache.values()))
-        assert plan._held == held[-1]
-    assert 0 < max(held) <= limit
-    assert len(free._cache) > len(plan._cache)
-    before = {key: weight.data_ptr() for key, weight in free._cache.items()}
-    free.apply(cut(free.view, 1))
-    assert {key: weight.data_ptr() for key, weight in free._cache.items()} == before
-
-
-def test_a_cache_smaller_than_one_map_still_works(dense: PreTrainedModel, tokens: Tensor) -> None:
-    plan, free = (plan_for(dense, tokens, True, **options) for options in ({"cache_bytes": 0}, {}))
-    for each in (plan, free):
-        each.apply(cut(each.view))
-    assert torch.equal(logits(plan.view.model, tokens), logits(free.view.model, tokens))
-    assert len(plan._cache) <= 1
-
-
-def test_trials_run_in_the_asked_dtype_with_repairs_factorised_before(dense: PreTrainedModel, tokens: Tensor) -> None:
-    view = ModelView(copy_model(dense))
-    plan = prepare(view, orders(view), grams(view, tokens), DAMPING, torch.bfloat16)
+def test_trials_run_in_the_asked_dtype_with_repairs_of_full_precision(dense: PreTrainedModel, tokens: Tensor) -> None:
+    plan = plan_for(dense, tokens, repaired=True, dtype=torch.bfloat16)
     exact = plan_for(dense, tokens, repaired=True)
     for each in (plan, exact):
         each.apply(cut(each.view))
-    for i in range(len(view.units)):
+    for i in range(len(plan.view.units)):
         found, expected = (each.view.unit_linears(i).last.weight for each in (plan, exact))
         assert found.dtype == torch.bfloat16
         assert torch.equal(found, expected.bfloat16())

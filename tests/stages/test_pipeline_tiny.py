@@ -272,6 +272,14 @@ def test_a_search_without_repairs_needs_no_grams(scratch: Path) -> None:
     assert json.loads(Path(SEARCH_POLICY).read_text())["sparsity"] >= 0.2
 
 
+def test_a_search_with_a_smaller_bank_or_none_finds_the_same(scratch: Path) -> None:
+    before = Path(SEARCH_POLICY).read_bytes()
+    for bank in ({"step": 8}, {"gigabytes": 0}):
+        run("levels", params(levels=bank))
+        run("search")
+        assert Path(SEARCH_POLICY).read_bytes() == before
+
+
 def test_a_model_without_a_finite_perplexity_is_a_row_of_the_report(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

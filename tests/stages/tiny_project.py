@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
         "fisher": {"windows": 4, "seqlen": 16, "batch_size": 2},
         "hutchinson": {"probes": 2, "windows": 2, "seqlen": 8, "batch_size": 2, "product": "exact"},
     },
+    "levels": {"step": 4},
     "search": {
         "episodes": 16,
         "step": 4,

@@ -1,14 +1,13 @@
 """Kullback-Leibler divergence from the dense model's predictions, token by token: a loss with little noise.
 
 The loss on a token also depends on what the text happened to say; the divergence compares two distributions over
-all words instead, and is never negative. The dense model's are computed once per window and kept in mapped files, so
-that the operating system, not the search, decides how much of them is in memory.
+words instead, and is never negative. The dense model's are computed once per window: the most likely words one by
+one, all others together. Lumping words can only lower a divergence: with 1,024 of the default model's 49,152 words by
+1.9 to 2.5% in seven policies at 20 and 30% sparsity (2 x 511 tokens, bfloat16). In return a trial costs little more
+than its loss alone, and a token 8 KB instead of 98.
 """
 
 from __future__ import annotations
-
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,11 +16,20 @@ from transformers import PreTrainedModel
 from ffprune.evaluate.logits import reduce_logits
 from ffprune.evaluate.perplexity import REDUCE_ROWS, row_nll
 
+_SMALLEST = torch.finfo(torch.float32).eps
+"""Of what 1 minus a sum of float32 probabilities can tell."""
+
 
 class Teacher:
-    """The dense model's next-word distributions on windows of text, ``seqlen x vocabulary x 2`` bytes a window."""
+    """The dense model's next-word distributions on windows of text.
 
-    def __init__(self) -> None:
+    Args:
+        top: most likely words whose probabilities are kept, 8 bytes each; all words of a smaller vocabulary.
+    """
+
+    def __init__(self, top: int = 1024) -> None:
+        self._top = top
+        # Window -> words int32 [rows, top], their probabilities float32 [rows, top].
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def learn(self, model: PreTrainedModel, number: int, window: Tensor) -> Tensor:
@@ -35,23 +43,19 @@ class Teacher:
         Returns:
             Its own negative log-likelihood, float32 ``[seqlen - 1]``, in nats per token.
         """
-        vocabulary = model.config.get_text_config().vocab_size
-        rows = len(window) - 1
-        # Rounded to bfloat16 they are a slightly different teacher, but the same one for every policy.
-        kept = _mapped(rows, vocabulary)
+        kept: list[tuple[Tensor, Tensor]] = []
 
-        def keep(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, ...]:
-            entropies = []
+        def keep(logits: Tensor, labels: Tensor, first: int) -> Tensor:
             for start in range(0, len(logits), REDUCE_ROWS):
-                rounded = logits[start : start + REDUCE_ROWS].float().softmax(1).to(torch.bfloat16)
-                kept[first + start : first + start + len(rounded)] = rounded.cpu()
-                shares = rounded.float() / rounded.float().sum(1, keepdim=True)
-                entropies.append(torch.special.entr(shares).sum(1))
-            return torch.cat(entropies), row_nll(logits, labels)
+                shares = logits[start : start + REDUCE_ROWS].float().softmax(1)
+                likely = shares.topk(min(self._top, shares.shape[1]), dim=1, sorted=False)
+                kept.append((likely.indices.int(), likely.values))
+            return row_nll(logits, labels)
 
-        entropy, nll = reduce_logits(model, window[None], 1, keep)
-        self._known[number] = (kept, entropy[0])
-        return nll[0]
+        nll = reduce_logits(model, window[None], 1, keep)[0][0]
+        words, shares = zip(*kept, strict=True)
+        self._known[number] = torch.cat(words), torch.cat(shares)
+        return nll
 
     def compare(
         self, model: PreTrainedModel, numbers: list[int], windows: Tensor, batch_size: int
@@ -67,33 +71,30 @@ class Teacher:
         Returns:
             KL(dense || model) and negative log-likelihood, float32 ``[n, seqlen - 1]`` each, in nats per token.
         """
-        scored = windows.shape[1] - 1
-
-        def shares(first: int, count: int) -> Tensor:
-            pieces = []
-            while count:
-                window, row = divmod(first, scored)
-                piece = self._known[numbers[window]][0][row : row + count]
-                pieces.append(piece.to(model.device).float())
-                first, count = first + len(piece), count - len(piece)
-            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        words, shares = (torch.cat(column) for column in zip(*(self._known[i] for i in numbers), strict=True))
 
         def reduce(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, ...]:
-            cross, own = [], []
+            kl, own = [], []
             for start in range(0, len(logits), REDUCE_ROWS):
                 exact = logits[start : start + REDUCE_ROWS].float()
-                p = shares(first + start, len(exact))
+                rows = slice(first + start, first + start + len(exact))
                 total = torch.logsumexp(exact, dim=1)
-                cross.append(total - torch.linalg.vecdot(p, exact) / p.sum(1))
+                kl.append(_lumped(shares[rows], exact.gather(1, words[rows].long()) - total[:, None]))
                 own.append(total - exact.gather(1, labels[start : start + REDUCE_ROWS, None])[:, 0])
-            return torch.cat(cross), torch.cat(own)
+            return torch.cat(kl), torch.cat(own)
 
-        cross, own = reduce_logits(model, windows, batch_size, reduce)
-        return cross - torch.stack([self._known[number][1] for number in numbers]), own
+        kl, own = reduce_logits(model, windows, batch_size, reduce)
+        return kl, own
 
 
-def _mapped(rows: int, columns: int) -> Tensor:
-    """bfloat16 ``[rows, columns]`` on disk. Its file has no name any more: nothing stays behind, not even by a kill."""
-    with tempfile.TemporaryDirectory(prefix="ffprune-teacher-") as folder:
-        path = str(Path(folder) / "probabilities")
-        return torch.from_file(path, shared=True, size=rows * columns, dtype=torch.bfloat16).view(rows, columns)
+def _lumped(p: Tensor, log_q: Tensor) -> Tensor:
+    """KL of two distributions known on some words each, all others lumped together.
+
+    Args:
+        p: float32 ``[rows, top]``, probabilities.
+        log_q: float32 ``[rows, top]``, logarithms of the other's.
+    """
+    rest_p = (1 - p.sum(1)).clamp(min=_SMALLEST)
+    rest_q = (1 - log_q.exp().sum(1)).clamp(min=_SMALLEST)
+    known: Tensor = torch.xlogy(p, p).sum(1) - torch.linalg.vecdot(p, log_q)
+    return known + rest_p * (rest_p / rest_q).log()

@@ -71,7 +71,7 @@ def last_map(view: ModelView, index: int) -> str:
 
 
 def read_grams(view: ModelView, path: Path) -> list[Tensor]:
-    """Per unit, the Gram X^T X of its last map's input, float32 ``[n, n]``."""
+    """Per unit, the Gram X^T X of its last map's input, float32 ``[n, n]``, mapped from the file."""
     tensors = read_tensors(path)
     return [tensors[f"{last_map(view, index)}.xx"] for index in range(len(view.units))]
 

@@ -80,6 +80,7 @@ GRAMS = "data/stats/grams.safetensors"
 TRACES = "data/sensitivity/traces.json"
 ORDER = "data/sensitivity/order.safetensors"
 CURVES = "data/sensitivity/curves.json"
+LEVELS = "data/levels"
 SEARCH_POLICY = "data/search/policy.json"
 SEARCH_AGENT = "data/search/agent.safetensors"
 SEARCH_EPISODES = "data/search/episodes.csv"
@@ -92,7 +93,7 @@ EVALUATION = "metrics/evaluation.json"
 SUMMARY = "metrics/summary.json"
 FIGURES = "reports/figures"
 
-_SEARCHED_WITH = (DENSE, VALIDATION, GRAMS, TRACES, ORDER, CURVES)
+_SEARCHED_WITH = (DENSE, VALIDATION, GRAMS, TRACES, ORDER, CURVES, LEVELS)
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -118,9 +119,16 @@ STAGES: tuple[Stage, ...] = (
         outs=(TRACES, ORDER, CURVES),
     ),
     Stage(
+        name="levels",
+        help="Repair every unit's last linear map at many retentions: the bank that search trials read.",
+        params=("levels", "compute"),
+        deps=(DENSE, GRAMS, ORDER),
+        outs=(LEVELS,),
+    ),
+    Stage(
         name="search",
         help="Search the policy at the first sparsity with PPO.",
-        params=("search", "compute", "seed"),
+        params=("levels", "search", "compute", "seed"),
         deps=_SEARCHED_WITH,
         outs=(SEARCH_POLICY, SEARCH_AGENT),
         plots=(SEARCH_EPISODES,),
@@ -128,7 +136,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="transfer",
         help="Continue the trained agent at the next sparsity.",
-        params=("search", "transfer", "compute", "seed"),
+        params=("levels", "search", "transfer", "compute", "seed"),
         deps=(*_SEARCHED_WITH, SEARCH_POLICY, SEARCH_AGENT),
         outs=(TRANSFER_POLICY, TRANSFER_AGENT),
         plots=(TRANSFER_EPISODES,),

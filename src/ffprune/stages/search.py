@@ -29,11 +29,11 @@ from ffprune.evaluate.reward import REWARDS
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, read_grams, read_orders, validation_windows
+from ffprune.stages.inputs import DTYPES, load, read_orders, validation_windows
+from ffprune.stages.levels import read_levels
 from ffprune.stages.record import (
     CURVES,
     DENSE,
-    GRAMS,
     ORDER,
     SEARCH_AGENT,
     SEARCH_EPISODES,
@@ -83,8 +83,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
     plan = prepare(
         view,
         read_orders(view, ctx.path(ORDER), params.compensated),
-        read_grams(view, ctx.path(GRAMS)) if params.compensated else None,
-        params.damping,
+        read_levels(view, ctx.path, ctx.params.levels.damping) if params.compensated else None,
         DTYPES[ctx.params.compute.dtype],
     )
     reward = trial_reward(plan, view.units, windows, params.reward, params, ctx.params.seed)

@@ -72,6 +72,15 @@ class Sensitivity(Section):
     hutchinson: Hutchinson
 
 
+class LevelsParams(Section):
+    """The bank of repaired last maps that search trials read."""
+
+    damping: float = Field(gt=0)
+    min_keep: float = Field(ge=0, le=1)
+    step: int = Field(ge=1)
+    gigabytes: float = Field(ge=0)
+
+
 class ScheduleParams(Section):
     """The progressive schedule (FF Eq. 3), in episodes of a search of 3000; scaled to the real length."""
 
@@ -111,7 +120,6 @@ class Search(Trials):
     mapping: str
     reward: str
     compensated: bool
-    damping: float = Field(gt=0)
     min_keep: float = Field(ge=0, le=1)
     max_keep: float = Field(gt=0, le=1)
     rank_half_width: float = Field(ge=0, le=0.5)
@@ -251,6 +259,7 @@ class Params(Section):
     data: TextParams
     calibrate: Calibrate
     sensitivity: Sensitivity
+    levels: LevelsParams
     search: Search
     transfer: Transfer
     prune: Prune

@@ -17,6 +17,7 @@ from ffprune.allocate.table import Allocator, Decision, Evidence, Looked, Need, 
 from ffprune.compress import slicegpt, structured, svd_llm, unstructured
 from ffprune.compress.cut import cut, rank_unit
 from ffprune.compress.follow import follow
+from ffprune.compress.levels import Levels
 from ffprune.compress.table import Compressor
 from ffprune.compress.unstructured import Quantisation, WeightPruning
 from ffprune.core.budget import Bounds, check_reachable
@@ -212,8 +213,9 @@ class Workshop:
             grams = collect(view, self.calibration, full, self._batch)
             last = [grams[name] for name in full]
             orders = [ranking.order for ranking in self._ranked(last)]
-            repairs = [xx for gram in last if (xx := gram.xx) is not None] if recipe.repair in _BY_RIDGE else None
-            plan = structured.prepare(view, orders, repairs, study.damping, self.dtype)
+            repaired = [xx for gram in last if (xx := gram.xx) is not None] if recipe.repair in _BY_RIDGE else None
+            levels = Levels(view, orders, repaired, study.damping) if repaired else None
+            plan = structured.prepare(view, orders, levels, self.dtype)
         else:
             full = list(view.prunable) if SALIENCIES[recipe.criterion].needs_inverse else []
             grams = collect(view, self.calibration, full, self._batch)

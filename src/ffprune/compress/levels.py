@@ -1,0 +1,125 @@
+"""Every unit's last linear map, repaired, at any number of granules kept: banked, remembered, or made on demand."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ffprune.core.ridge import PrefixRidge
+from ffprune.core.units import Unit
+from ffprune.models.view import ModelView, granule_indices
+
+Bank = Sequence[Mapping[int, Tensor]]
+"""Per unit, granules kept -> repaired last map ``[d_out, k]`` in the order of importance; not every number need be
+there. Mapped from files, it costs no memory that the system could not take back."""
+
+
+class Levels:
+    """The repaired last map of every unit at every level of one fixed order of granules (METHODS 7).
+
+    A level is looked up in the bank, then among those made before; else it is made. A unit is factorised when the
+    first of its levels must be made, so that a bank which has them all costs no factorisation.
+
+    Args:
+        view: the dense model, in full precision; its last maps are kept.
+        orders: per unit, int64 ``[granules]``, most important first.
+        grams: per unit, float ``[n, n]``, X^T X of the last map's input; read when the unit is factorised.
+        damping: lambda relative to mean diag of the Gram.
+        bank: levels made earlier, with the same arguments; None for none.
+        cache_bytes: how much of the maps made here to keep; the least recently used go first.
+    """
+
+    def __init__(
+        self,
+        view: ModelView,
+        orders: Sequence[Tensor],
+        grams: Sequence[Tensor],
+        damping: float,
+        bank: Bank | None = None,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        parts = [view.unit_linears(index) for index in range(len(view.units))]
+        # Copies on the CPU: the model goes on to another dtype and to other shapes.
+        self._weights = [part.last.weight.detach().to("cpu", copy=True) for part in parts]
+        self._widths = [part.width[part.last_role] for part in parts]
+        self._orders, self._grams, self._damping, self._bank = orders, grams, damping, bank
+        self._factors: dict[int, PrefixRidge] = {}
+        self._made: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._room = cache_bytes
+
+    def at(self, index: int, kept: int, like: Tensor) -> Tensor:
+        """The map of one unit at one level.
+
+        Args:
+            index: of the unit.
+            kept: granules that stay, fewer than all.
+            like: a tensor of the dtype and device wanted.
+
+        Returns:
+            ``[d_out, kept * width]``; not to be written to.
+        """
+        if self._bank is not None and kept in self._bank[index]:
+            return self._bank[index][kept].to(like.device, like.dtype)
+        key = index, kept
+        if key not in self._made:
+            self._made[key] = self.make(index, kept).to(like.device, like.dtype)
+            self._room -= self._made[key].nbytes
+            while self._room < 0 and len(self._made) > 1:
+                self._room += self._made.popitem(last=False)[1].nbytes
+        self._made.move_to_end(key)
+        return self._made[key]
+
+    def make(self, index: int, kept: int) -> Tensor:
+        """Solve for one level, float32 ``[d_out, kept * width]`` on the CPU."""
+        if index not in self._factors:
+            columns = granule_indices(self._orders[index], self._widths[index])
+            self._factors[index] = PrefixRidge.prepare(self._weights[index], self._grams[index], columns, self._damping)
+        return self._factors[index].at(kept * self._widths[index])
+
+    def fill(self, levels: Sequence[Sequence[int]], dtype: torch.dtype) -> Iterator[dict[int, Tensor]]:
+        """Make a bank, unit after unit; the factors of a unit are dropped behind it.
+
+        Args:
+            levels: per unit, the numbers of granules kept.
+            dtype: of the maps.
+        """
+        for index, wanted in enumerate(levels):
+            yield {kept: self.make(index, kept).to(dtype) for kept in wanted}
+            self._factors.pop(index, None)
+
+
+def levels_within(view: ModelView, low: float, step: int, itemsize: int, room: float) -> tuple[list[list[int]], int]:
+    """Which levels a bank has room for: multiples of a step that is doubled until they fit.
+
+    Args:
+        view: the dense model.
+        low: least retention.
+        step: FFN channels between two levels; attention has a level for every key/value group.
+        itemsize: bytes of a weight.
+        room: bytes, at most.
+
+    Returns:
+        Per unit the numbers of granules kept, rising; and the step, 0 when nothing fits.
+    """
+    outputs = [view.unit_linears(i).last.out_features for i in range(len(view.units))]
+    inputs = [view.unit_linears(i).last.in_features for i in range(len(view.units))]
+    largest = max(unit.granules for unit in view.units)
+    while step <= largest:
+        levels = [_multiples(unit, low, step) for unit in view.units]
+        cost = sum(
+            sum(kept) * d_in // unit.granules * d_out * itemsize
+            for unit, kept, d_in, d_out in zip(view.units, levels, inputs, outputs, strict=True)
+        )
+        if cost <= room:
+            return levels, step
+        step *= 2
+    return [[] for _ in view.units], 0
+
+
+def _multiples(unit: Unit, low: float, step: int) -> list[int]:
+    step = step if unit.kind == "ffn" else 1
+    first = -(-max(1.0, low * unit.granules) // step)
+    return list(range(int(first) * step, unit.granules, step))
