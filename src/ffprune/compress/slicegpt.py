@@ -108,11 +108,7 @@ def check(view: ModelView) -> None:
 
 
 def compress(
-    view: ModelView,
-    width: int,
-    windows: Tensor,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    view: ModelView, width: int, windows: Tensor, batch_size: int, progress: Callable[[int, int], None] | None = None
 ) -> Facts:
     """Slice the residual stream of a model, in place.
 

@@ -31,15 +31,7 @@ from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import DTYPES, load, read_orders, validation_windows
 from ffprune.stages.levels import read_levels
-from ffprune.stages.record import (
-    CURVES,
-    DENSE,
-    ORDER,
-    SEARCH_AGENT,
-    SEARCH_EPISODES,
-    SEARCH_POLICY,
-    TRACES,
-)
+from ffprune.stages.record import CURVES, DENSE, ORDER, SEARCH_AGENT, SEARCH_EPISODES, SEARCH_POLICY, TRACES
 from ffprune.stages.reward import trial_reward
 from ffprune.stages.search_store import SearchStore
 from ffprune.stages.sections import ScheduleParams
@@ -104,19 +96,9 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
             bar.update(1, **shown, best=best)
             ctx.log_metrics(shown, episode.number)
 
-        rest = (
-            preset,
-            schedule,
-            task.episodes,
-            params.finalists,
-            ctx.params.seed,
-            SearchStore(ctx.checkpoint_dir, view.units),
-            show,
-            task.trained,
-        )
-        if guidance is not None:
-            return guided(problem, _curves(ctx), guidance, *rest)
-        return search(problem, *rest)
+        store = SearchStore(ctx.checkpoint_dir, view.units)
+        find = partial(guided, problem, _curves(ctx), guidance) if guidance else partial(search, problem)
+        return find(preset, schedule, task.episodes, params.finalists, ctx.params.seed, store, show, task.trained)
 
 
 def _curves(ctx: StageContext) -> list[Any]:

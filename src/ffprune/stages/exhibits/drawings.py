@@ -40,10 +40,6 @@ def _filled(key: str) -> Callable[[Subject], bool]:
     return lambda subject: any(m.result[key] for m in subject.measured)
 
 
-def _traced(subject: Subject) -> bool:
-    return bool(subject.traces)
-
-
 DRAWINGS: dict[str, Drawing] = {
     "perplexity": Drawing(bars.perplexity, _finite),
     "zero_shot": Drawing(bars.zero_shot, _filled("zero_shot")),
@@ -55,6 +51,6 @@ DRAWINGS: dict[str, Drawing] = {
     "samples": Drawing(lines.samples, _finite),
     "search": Drawing(lines.search, _filled("episodes"), lines.search_points),
     "speed": Drawing(bars.speed, _filled("speed")),
-    "layer_traces": Drawing(traces.layer_traces, _traced, traces.trace_points),
-    "matrix_traces": Drawing(traces.matrix_traces, _traced, traces.trace_points),
+    "layer_traces": Drawing(traces.layer_traces, lambda subject: bool(subject.traces), traces.trace_points),
+    "matrix_traces": Drawing(traces.matrix_traces, lambda subject: bool(subject.traces), traces.trace_points),
 }

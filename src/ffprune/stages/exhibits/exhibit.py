@@ -8,7 +8,7 @@ from typing import Any
 from ffprune.core.tables import look_up
 from ffprune.stages.exhibits.columns import TEXTS, Column, columns_of
 from ffprune.stages.exhibits.drawings import DRAWINGS
-from ffprune.stages.exhibits.page import Cell, Rendered, percent, recoveries, windows_shown
+from ffprune.stages.exhibits.page import Cell, Rendered, recoveries, windows_shown
 from ffprune.stages.exhibits.papers import Entry, Exhibit
 from ffprune.stages.exhibits.results import (
     TASKS,
@@ -48,7 +48,7 @@ def render(
     entries = exhibit.entries(full)
     measured = [Measured(e.label, e.sparsity, results[e.name]) for e in entries if e.name and e.name in results]
     found = [m.result for m in measured]
-    text = _first_text(exhibit, found)
+    text = text_of(found, [text for name in exhibit.columns if name in TEXTS for text in TEXTS[name]])
     drawing = look_up(DRAWINGS, exhibit.drawing, f"{exhibit.name}: drawing")
     subject = Subject(f"{exhibit.heading}: {exhibit.title}\n{setting.model}", text, measured, traces)
     drawn = drawing.has(subject)
@@ -76,10 +76,6 @@ def render(
     )
 
 
-def _first_text(exhibit: Exhibit, found: Sequence[Result]) -> str | None:
-    return text_of(found, [text for name in exhibit.columns if name in TEXTS for text in TEXTS[name]])
-
-
 def _table(entries: Sequence[Entry], results: Mapping[str, Result], columns: Mapping[str, Column]) -> str:
     header = [
         "Sparsity",
@@ -96,7 +92,7 @@ def _table(entries: Sequence[Entry], results: Mapping[str, Result], columns: Map
             cells = [entry.reason or NOT_RUN, *[_DITTO] * (len(columns) + 1), f"`{entry.name}`" if entry.name else ""]
         else:
             cells = [column.cell(result).shown for column in columns.values()]
-            cells += [percent(removed_prunable(result)), percent(removed_whole(result)), f"`{entry.name}`"]
+            cells += [f"{removed_prunable(result):.1%}", f"{removed_whole(result):.1%}", f"`{entry.name}`"]
         rows.append([f"{entry.sparsity:.0%}", entry.label, *cells])
     return markdown_table(header, rows)
 

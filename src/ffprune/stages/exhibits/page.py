@@ -34,11 +34,6 @@ class Cell:
     ratio: float | None = None
 
 
-def percent(share: float) -> str:
-    """A share as a percentage with one decimal."""
-    return f"{share:.1%}"
-
-
 def perplexity_shown(result: Result, text: str) -> Cell:
     """Perplexity and its ratio to the dense model's."""
     value, over_dense = result["perplexity"][text]["value"], ratio(result, text)

@@ -61,17 +61,9 @@ class Row(Section):
 
     def added(self, full: bool) -> dict[str, Any]:
         """What the row writes over the method's recipe."""
-        chosen = {
-            key: value.of(full)
-            for key, value in (
-                ("trials", self.trials),
-                ("first", self.first),
-                ("calibration_windows", self.calibration_windows),
-            )
-            if value is not None
-        }
-        fixed = {"quantize": self.quantize, "pattern": self.pattern}
-        return {key: value for key, value in (chosen | fixed).items() if value is not None}
+        given = {key: getattr(self, key) for key in ("trials", "first", "calibration_windows", "quantize", "pattern")}
+        chosen = {key: value.of(full) if isinstance(value, Choice) else value for key, value in given.items()}
+        return {key: value for key, value in chosen.items() if value is not None}
 
 
 class Asked(Section):
