@@ -35,9 +35,9 @@ from ffprune.evaluate.perplexity import perplexity
 from ffprune.models.checkpoint import load_model, load_tokenizer
 from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
-from ffprune.stages.method import Workshop
 from ffprune.stages.params import load_params
 from ffprune.stages.sections import Recipe, Study
+from ffprune.stages.workshop import Workshop
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "peers.json"

@@ -50,6 +50,7 @@ from ffprune.stages.inputs import DTYPES, load, read_orders, sample_windows
 from ffprune.stages.levels import read_levels
 from ffprune.stages.params import load_params
 from ffprune.stages.record import CURVES, DENSE, LEVELS, ORDER, VALIDATION
+from ffprune.stages.reward import trial_reward
 from ffprune.stages.sections import Params
 
 HERE = Path(__file__).resolve().parent
@@ -81,17 +82,9 @@ class Bench:
         self.reward = self._reward("divergence")
 
     def _reward(self, kind: str) -> ModelReward:
-        return ModelReward(
-            model=self.plan.view.model,
-            apply=self.plan.apply,
-            dense=Allocation.dense(self.units),
-            windows=self.windows,
-            kind=kind,
-            trial_samples=SAMPLES,
-            fixed=FIXED,
-            batch_size=8,
-            seed=0,
-        )
+        spent = {"samples": SAMPLES, "final_samples": FIXED, "batch_size": 8}
+        trials = self.params.search.model_copy(update=spent)
+        return trial_reward(self.plan, self.units, self.windows, kind, trials, 0)
 
     def problem(self, sparsity: float, informed: bool) -> Problem:
         """With the starts that the stage search knows, or with the uniform policy alone."""

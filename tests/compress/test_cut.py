@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ffprune.allocate.uniform import uniform
-from ffprune.compress.cut import FLUCTUATION, REPAIRS, cut, order_of
+from ffprune.compress.cut import FLUCTUATION, REPAIRS, cut, rank_unit
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import ParameterError
 from ffprune.core.importance import CRITERIA
@@ -54,7 +54,7 @@ def test_dense_inputs_repair_as_the_ridge_stage_does(view: ModelView) -> None:
     for index, (name, keep) in enumerate(zip(names, allocation.kept, strict=True)):
         parts, gram = dense.unit_linears(index), grams[name]
         assert gram.xx is not None
-        kept = torch.sort(order_of("wanda_column", parts, gram, 0.01)[:keep]).values
+        kept = torch.sort(rank_unit("wanda_column", parts, gram, 0.01).order[:keep]).values
         columns = granule_indices(kept, parts.width[parts.last_role])
         wanted = repair(parts.last.weight.detach(), gram.xx, columns, 0.01)
         torch.testing.assert_close(view.unit_linears(index).last.weight.detach(), wanted, rtol=1e-3, atol=1e-4)
@@ -82,7 +82,7 @@ def test_an_ffn_is_repaired_behind_its_own_cut_attention(view: ModelView) -> Non
     gram = collect(dense, WINDOWS, ("layers.0.down",), 4)["layers.0.down"]
     assert gram.xx is not None
     parts = dense.unit_linears(1)
-    kept = torch.sort(order_of("wanda_column", parts, gram, 0.01)[: allocation.kept[1]]).values
+    kept = torch.sort(rank_unit("wanda_column", parts, gram, 0.01).order[: allocation.kept[1]]).values
     wanted = repair(parts.last.weight.detach(), gram.xx, kept, 0.01)
     torch.testing.assert_close(view.unit_linears(1).last.weight.detach(), wanted, rtol=1e-3, atol=1e-4)
 

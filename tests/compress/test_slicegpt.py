@@ -15,7 +15,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from ffprune.compress.slicegpt import SlicedRMSNorm, check, compress, dimensions
+from ffprune.compress.sliced_layer import SlicedRMSNorm
+from ffprune.compress.slicegpt import check, compress, dimensions
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView

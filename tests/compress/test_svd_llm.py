@@ -5,10 +5,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ffprune.compress.svd_llm import FactoredLinear, compress, dense_grams, rank_for
+from ffprune.compress.svd_llm import FactoredLinear, compress, rank_for
 from ffprune.core.errors import ParameterError
 from ffprune.core.gram import Gram
 from ffprune.core.whitening import truncate
+from ffprune.models.blocks import dense_grams
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView
 from ffprune.models.walk import collect

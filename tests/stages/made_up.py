@@ -7,7 +7,7 @@ import math
 import random
 from typing import Any
 
-from ffprune.stages.results import Setting
+from ffprune.stages.exhibits.results import Setting
 
 SETTING = Setting("SmolLM2-135M-Instruct", "Wikipedia articles", "float32", 0)
 LAYERS = 30

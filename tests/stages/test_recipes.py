@@ -13,7 +13,7 @@ from ffprune.compress.table import COMPRESSORS
 from ffprune.core.errors import ParameterError
 from ffprune.core.importance import CRITERIA
 from ffprune.core.saliency import SALIENCIES
-from ffprune.stages.papers import comparison_methods, exhibits
+from ffprune.stages.exhibits.papers import comparison_methods, exhibits
 from ffprune.stages.recipes import catalogue, print_catalogue, rows_of
 from ffprune.stages.sections import Recipe
 

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from ffprune.core.errors import MissingInput, ParameterError
 from ffprune.stages import study
-from ffprune.stages.papers import exhibit
+from ffprune.stages.exhibits.papers import exhibit
 from ffprune.stages.params import load_params, read_yaml
 from tests.stages.tiny_project import defaults, write_sources
 from tests.tiny import llama

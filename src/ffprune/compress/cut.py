@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ffprune.core.bias import affine_repair, mean_replacement
 from ffprune.core.fluctuation import granule_scores, wifv
 from ffprune.core.gram import Gram
-from ffprune.core.importance import CRITERIA, rank
+from ffprune.core.importance import CRITERIA, Ranking, by_scores, rank
 from ffprune.core.ridge import repair as ridge_repair
 from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation
@@ -66,17 +66,17 @@ REPAIRS: dict[str, Repair] = {
 }
 
 
-def order_of(criterion: str, parts: UnitLinears, gram: Gram, damping: float) -> Tensor:
-    """A unit's granules from the most to the least important, int64 ``[granules]``.
+def rank_unit(criterion: str, parts: UnitLinears, gram: Gram, damping: float) -> Ranking:
+    """A unit's granules from the most to the least important; by FLAP's criterion the error is in its own scores.
 
     Raises:
         ParameterError: the criterion is unknown.
     """
     weight, width = parts.last.weight.detach(), parts.width[parts.last_role]
     if criterion == FLUCTUATION:
-        return torch.argsort(granule_scores(wifv(weight, gram), width), descending=True, stable=True)
+        return by_scores(granule_scores(wifv(weight, gram), width))
     assert gram.xx is not None
-    return rank(criterion, weight, gram.xx, width, damping).order
+    return rank(criterion, weight, gram.xx, width, damping)
 
 
 def cut(
@@ -124,7 +124,7 @@ def cut(
             if parts.last_role == "down" and not dense_inputs:
                 grams, _ = walk.observe(("down",))
             gram = grams[parts.last_role]
-            kept = torch.sort(order_of(criterion, parts, gram, damping)[:keep]).values
+            kept = torch.sort(rank_unit(criterion, parts, gram, damping).order[:keep]).values
             columns = granule_indices(kept, parts.width[parts.last_role])
             weight, bias = mend(parts.last.weight.detach(), gram, columns, damping)
             set_unit(view, index, read_unit(view, index).select(kept).replace_last(weight))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ffprune.compress.cut import order_of
+from ffprune.compress.cut import rank_unit
 from ffprune.core.stream import repair_towards
 from ffprune.core.units import Allocation
 from ffprune.models.blocks import BlockWalk
@@ -64,7 +64,7 @@ def follow(
             role, weight = parts.last_role, parts.last.weight.detach()
             distance = walk.distance(role, targets.pop(role))
             if isinstance(ranking, str):
-                order = order_of(ranking, parts, distance.fit.gram.merge(distance.held.gram), damping)
+                order = rank_unit(ranking, parts, distance.fit.gram.merge(distance.held.gram), damping).order
             else:
                 order = ranking[index].to(weight.device)
             kept = torch.sort(order[:keep]).values

@@ -2,125 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ffprune.compress.fusion import fuse_norms, rewrite, rewrite_table
+from ffprune.compress.sliced_layer import LAYOUTS, Attending, Layout, SlicedLayer
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.core.rotation import principal_basis, second_moment
-from ffprune.core.units import Kind
 from ffprune.models.blocks import BlockWalk
+from ffprune.models.surgery import linear_of, param_count
 from ffprune.models.view import Block, ModelView
 from ffprune.models.walk import check_windows
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where one family keeps what the residual stream runs through, beside its linears.
-
-    Attributes:
-        embeddings: paths in the model of the tables whose rows are added up at the entrance.
-        attention_norm, ffn_norm: names in a decoder layer.
-        epsilon: what these norms call their epsilon.
-        ffn: names in a decoder layer of the modules that make up its FFN, applied one after the other.
-    """
-
-    embeddings: tuple[str, ...]
-    attention_norm: str
-    ffn_norm: str
-    epsilon: str
-    ffn: tuple[str, ...]
-
-
-_LLAMA = Layout(
-    embeddings=("model.embed_tokens",),
-    attention_norm="input_layernorm",
-    ffn_norm="post_attention_layernorm",
-    epsilon="variance_epsilon",
-    ffn=("mlp",),
-)
-
-#: The layouts by transformers ``model_type``.
-LAYOUTS: dict[str, Layout] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "opt": Layout(
-        embeddings=("model.decoder.embed_tokens", "model.decoder.embed_positions"),
-        attention_norm="self_attn_layer_norm",
-        ffn_norm="final_layer_norm",
-        epsilon="eps",
-        ffn=("fc1", "activation_fn", "fc2"),
-    ),
-}
-
-
-class SlicedRMSNorm(nn.Module):
-    """RMSNorm without weights, for a signal of which some dimensions were sliced off.
-
-    As in the published code, the mean of squares is over the dense width, as if the missing dimensions were 0, however
-    many are left.
-
-    Args:
-        width: the dense width.
-        epsilon: added to the mean of squares.
-    """
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.width, self.epsilon = width, epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., d]`` to the same, in its dtype, computed in float32."""
-        wide = x.float()
-        mean = wide.square().sum(-1, keepdim=True) / self.width
-        return (wide * torch.rsqrt(mean + self.epsilon)).to(x.dtype)
-
-
-class SlicedLayer(nn.Module):
-    """A pre-norm decoder layer whose two skip connections change the basis of the residual stream.
-
-    It has the modules of the layer it replaces under their names. Dropout on the skip connections (OPT, in training) is
-    left out.
-
-    Args:
-        layer: the dense layer; its modules are taken over.
-        attention: name of its attention module.
-        layout: of its family.
-
-    Attributes:
-        attention_shortcut, ffn_shortcut: Q_l^T Q_l+1, as linear maps.
-    """
-
-    def __init__(self, layer: nn.Module, attention: str, layout: Layout) -> None:
-        super().__init__()
-        for name, module in layer.named_children():
-            self.add_module(name, module)
-        self.attention_shortcut: nn.Module = nn.Identity()
-        self.ffn_shortcut: nn.Module = nn.Identity()
-        self._attention, self._layout = attention, layout
-
-    def attend(self, hidden: Tensor, **kwargs: Any) -> Tensor:
-        """First half: ``[b, seqlen, d]`` to what enters the FFN's norm; ``kwargs`` go to the attention."""
-        normed = self.get_submodule(self._layout.attention_norm)(hidden)
-        mixed, _ = self.get_submodule(self._attention)(hidden_states=normed, **kwargs)
-        output: Tensor = self.attention_shortcut(hidden) + mixed
-        return output
-
-    def feed(self, hidden: Tensor) -> Tensor:
-        """Second half: what :meth:`attend` gives to the layer's output."""
-        wide = self.get_submodule(self._layout.ffn_norm)(hidden)
-        for name in self._layout.ffn:
-            wide = self.get_submodule(name)(wide)
-        output: Tensor = self.ffn_shortcut(hidden) + wide
-        return output
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """``[b, seqlen, d]`` to ``[b, seqlen, d']``; ``kwargs`` are the model's, for the attention."""
-        return self.feed(self.attend(hidden_states, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -190,7 +85,7 @@ def check(view: ModelView) -> None:
         raise UnsupportedArchitecture(
             f"SliceGPT was asked for on a model of type {config.model_type!r}",
             f"Its residual stream is known for {', '.join(LAYOUTS)}",
-            "Choose another method, or add a row to LAYOUTS in ffprune/compress/slicegpt.py",
+            "Choose another method, or add a row to LAYOUTS in ffprune/compress/sliced_layer.py",
         )
     # Settings that OPT alone has.
     if not getattr(config, "do_layer_norm_before", True):
@@ -213,11 +108,7 @@ def check(view: ModelView) -> None:
 
 
 def compress(
-    view: ModelView,
-    width: int,
-    windows: Tensor,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    view: ModelView, width: int, windows: Tensor, batch_size: int, progress: Callable[[int, int], None] | None = None
 ) -> Facts:
     """Slice the residual stream of a model, in place.
 
@@ -255,16 +146,15 @@ def compress(
             f"The model's is {hidden} wide",
             f"Choose a width of 1 to {hidden}",
         )
-    decoder, embeddings, head, whole = _sizes(view, layout)
+    before = _sizes(view, layout, "before")
     with torch.no_grad():
-        _fuse_norms(view, layout)
+        fuse_norms(view, layout)
         walk = BlockWalk(view, windows, batch_size)
         # The head keeps the table that the embeddings give up here.
         model.config.tie_word_embeddings = False
         basis = principal_basis(second_moment(walk.hidden))[:, :width]
-        for table in _tables(view, layout):
-            table.weight = _parameter(table.weight.double() @ basis, table.weight.dtype)
-            table.embedding_dim = width
+        for table in layout.tables(view):
+            rewrite_table(table, table.weight.double() @ basis)
         for block in view.blocks:
             layer = SlicedLayer(block.layer, view.family.attention, layout)
             middle, basis = _slice_attention(walk, block, layer, basis)
@@ -274,58 +164,16 @@ def compress(
                 progress(block.index + 1, len(view.blocks))
     layers = [module for module in model.modules() if isinstance(module, SlicedLayer)]
     shortcuts = [shortcut for layer in layers for shortcut in (layer.attention_shortcut, layer.ffn_shortcut)]
-    decoder_now, embeddings_now, head_now, whole_now = _sizes(view, layout)
-    return Facts(
-        hidden=hidden,
-        dimensions=width,
-        decoder_before=decoder,
-        decoder_after=decoder_now,
-        shortcuts=sum(map(_params, shortcuts)),
-        embeddings_before=embeddings,
-        embeddings_after=embeddings_now,
-        head_before=head,
-        head_after=head_now,
-        params_before=whole,
-        params_after=whole_now,
-        decoder_removed=1 - decoder_now / decoder,
-    )
+    after = _sizes(view, layout, "after")
+    removed = 1 - after["decoder_after"] / before["decoder_before"]
+    stored = sum(map(param_count, shortcuts))
+    return Facts(hidden=hidden, dimensions=width, shortcuts=stored, decoder_removed=removed, **before, **after)
 
 
 def _unsupported(what: str, possible: str) -> UnsupportedArchitecture:
     return UnsupportedArchitecture(
         f"SliceGPT was asked for on a model {what}", possible, "Choose another method or model"
     )
-
-
-def _fuse_norms(view: ModelView, layout: Layout) -> None:
-    """Norm weights into the linears behind, LayerNorm's mean into what writes to the residual stream; nothing moves."""
-    centred = False
-    halves: tuple[tuple[str, Kind], ...] = ((layout.attention_norm, "attention"), (layout.ffn_norm, "ffn"))
-    for block in view.blocks:
-        for name, kind in halves:
-            norm, linears = block.layer.get_submodule(name), block.unit_linears(kind)
-            for linear in linears.inputs.values():
-                _absorb(linear, norm)
-            if isinstance(norm, nn.LayerNorm):
-                centred = True
-                weight, bias = linears.last.weight.double(), linears.last.bias
-                weight = weight - weight.mean(0)
-                _set(linears.last, weight, None if bias is None else bias.double() - bias.double().mean())
-            setattr(block.layer, name, SlicedRMSNorm(view.model.config.hidden_size, getattr(norm, layout.epsilon)))
-    if centred:
-        for table in _tables(view, layout):
-            weight = table.weight.double()
-            table.weight = _parameter(weight - weight.mean(1, keepdim=True), table.weight.dtype)
-
-
-def _absorb(linear: nn.Linear, norm: nn.Module) -> None:
-    """Make a linear do what norm weights (and, of a LayerNorm, biases) did to its input."""
-    weight, bias = linear.weight.double(), linear.bias
-    shift = getattr(norm, "bias", None)
-    if shift is not None:
-        bias = weight @ shift.double() + (0 if bias is None else bias.double())
-    scale = getattr(norm, "weight", None)
-    _set(linear, weight if scale is None else weight * scale.double(), bias)
 
 
 def _slice_attention(walk: BlockWalk, block: Block, layer: SlicedLayer, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,9 +191,9 @@ def _slice_attention(walk: BlockWalk, block: Block, layer: SlicedLayer, basis: T
     dtype = walk.hidden.dtype
     attention, ffn = block.unit_linears("attention"), block.unit_linears("ffn")
     for linear in attention.inputs.values():
-        _set(linear, linear.weight.double() @ basis, linear.bias)
+        rewrite(linear, linear.weight.double() @ basis, linear.bias)
     layer.attention_shortcut = _shortcut(basis.T, dtype)  # to the dense basis, until the next is known
-    block.layer = _Attending(layer)
+    block.layer = Attending(layer)
     entrance = basis.to(dtype)
     middle = torch.cat([walk.forward(walk.hidden[rows] @ entrance, i) for i, rows in enumerate(walk.batches)])
     block.layer = layer
@@ -355,7 +203,7 @@ def _slice_attention(walk: BlockWalk, block: Block, layer: SlicedLayer, basis: T
     layer.attention_shortcut = _shortcut(basis.T @ following, dtype)
     _rotate_output(attention.last, following)
     for linear in ffn.inputs.values():
-        _set(linear, linear.weight.double() @ following, linear.bias)
+        rewrite(linear, linear.weight.double() @ following, linear.bias)
     layer.ffn_shortcut = _shortcut(following.T, dtype)
     return middle, following
 
@@ -383,54 +231,26 @@ def _slice_output(walk: BlockWalk, block: Block, layer: SlicedLayer, middle: Ten
     return following
 
 
-class _Attending(nn.Module):
-    """The first half of a sliced layer."""
-
-    def __init__(self, layer: SlicedLayer) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
-        return self.layer.attend(hidden, **kwargs)
-
-
 def _rotate_output(linear: nn.Linear, basis: Tensor) -> None:
     bias = None if linear.bias is None else basis.T @ linear.bias.double()
-    _set(linear, basis.T @ linear.weight.double(), bias)
+    rewrite(linear, basis.T @ linear.weight.double(), bias)
 
 
 def _shortcut(matrix: Tensor, dtype: torch.dtype) -> nn.Linear:
     """x -> x matrix, as a linear so that its multiplications are counted."""
-    linear = nn.Linear(1, 1, bias=False, device="meta", dtype=dtype)
-    _set(linear, matrix.T, None)
-    return linear
+    return linear_of(matrix.T.detach().to(dtype).contiguous())
 
 
-def _set(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    dtype = linear.weight.dtype
-    linear.weight = _parameter(weight, dtype)
-    linear.register_parameter("bias", None if bias is None else _parameter(bias, dtype))
-    linear.out_features, linear.in_features = weight.shape
-
-
-def _parameter(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(tensor.detach().to(dtype).contiguous(), requires_grad=False)
-
-
-def _tables(view: ModelView, layout: Layout) -> list[nn.Embedding]:
-    tables = [view.model.get_submodule(path) for path in layout.embeddings]
-    return [table for table in tables if isinstance(table, nn.Embedding)]
-
-
-def _sizes(view: ModelView, layout: Layout) -> tuple[int, int, int, int]:
+def _sizes(view: ModelView, layout: Layout, when: str) -> dict[str, int]:
     """Parameters of the decoder layers, of the embeddings, of a head of its own, and of the whole model."""
-    tables = _tables(view, layout)
+    tables = layout.tables(view)
     head = view.model.get_output_embeddings()  # type: ignore[no-untyped-call]
     own = [] if any(head.weight is table.weight for table in tables) else [head]
     layers = [block.layer for block in view.blocks]
-    decoder, embeddings, heads = (sum(map(_params, modules)) for modules in (layers, tables, own))
-    return decoder, embeddings, heads, _params(view.model)
-
-
-def _params(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    parts: dict[str, Sequence[nn.Module]] = {
+        "decoder": layers,
+        "embeddings": tables,
+        "head": own,
+        "params": [view.model],
+    }
+    return {f"{name}_{when}": sum(map(param_count, modules)) for name, modules in parts.items()}

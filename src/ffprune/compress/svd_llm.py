@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ffprune.core.errors import ParameterError
 from ffprune.core.gram import Gram
 from ffprune.core.whitening import Truncation, truncate
-from ffprune.models.blocks import BlockWalk
+from ffprune.models.surgery import linear_of, param_count
 from ffprune.models.view import ModelView
 
 
@@ -28,8 +28,9 @@ class FactoredLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, factors: Truncation) -> None:
         super().__init__()
-        self.right = _linear(factors.right, None)
-        self.left = _linear(factors.left, linear.bias)
+        self.right = linear_of(factors.right)
+        self.left = linear_of(factors.left)
+        self.left.register_parameter("bias", linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
@@ -96,31 +97,6 @@ def rank_for(rows: int, columns: int, sparsity: float) -> int:
     return rank
 
 
-def dense_grams(view: ModelView, windows: Tensor, batch_size: int) -> Iterator[dict[str, Gram]]:
-    """Statistics of the dense model for :func:`compress`, one layer at a time.
-
-    A layer is run when its turn comes and before :func:`compress` touches it, so that only one layer's X^T X, and the
-    hidden states of all windows, are held at any time.
-
-    Args:
-        view: the dense model's view.
-        windows: int64 ``[n, seqlen]``, calibration text.
-        batch_size: windows a forward pass.
-
-    Yields:
-        Role -> Gram with whole X^T X, layer by layer.
-
-    Raises:
-        ParameterError: there are no windows.
-        NonFiniteLoss: statistics are not finite.
-    """
-    walk = BlockWalk(view, windows, batch_size)
-    for block in view.blocks:
-        grams, outputs = walk.observe(tuple(block.linears))
-        yield grams
-        walk.advance(outputs)
-
-
 def compress(
     view: ModelView,
     sparsity: float,
@@ -134,7 +110,8 @@ def compress(
     Args:
         view: the dense model's view.
         sparsity: share of every linear's parameters to go.
-        grams: per layer, role -> Gram of the dense model with whole X^T X; may be lazy (:func:`dense_grams`).
+        grams: per layer, role -> Gram of the dense model with whole X^T X; may be lazy
+            (:func:`ffprune.models.blocks.dense_grams`).
         progress: told of layers done and in all.
 
     Raises:
@@ -145,7 +122,7 @@ def compress(
         name: rank_for(linear.out_features, linear.in_features, sparsity) for name, linear in view.prunable.items()
     }
     prunable_before = sum(linear.weight.numel() for linear in view.prunable.values())
-    params_before = _params(view.model)
+    params_before = param_count(view.model)
     matrices, factored = [], []
     for block, statistics in zip(view.blocks, grams, strict=True):
         paths = {id(module): path for path, module in block.layer.named_modules()}
@@ -160,15 +137,7 @@ def compress(
         if progress is not None:
             progress(block.index + 1, len(view.blocks))
     prunable_after = sum(pair.left.weight.numel() + pair.right.weight.numel() for pair in factored)
-    return Facts(tuple(matrices), prunable_before, prunable_after, params_before, _params(view.model))
-
-
-def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
-    rows, columns = weight.shape
-    linear = nn.Linear(columns, rows, bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.register_parameter("bias", bias)
-    return linear
+    return Facts(tuple(matrices), prunable_before, prunable_after, params_before, param_count(view.model))
 
 
 def _whole(name: str, gram: Gram) -> Tensor:
@@ -179,7 +148,3 @@ def _whole(name: str, gram: Gram) -> Tensor:
             "Collect the statistics with all prunable linears in `full`, or use dense_grams",
         )
     return gram.xx
-
-
-def _params(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -55,8 +55,8 @@ class Criterion:
     section: str
 
 
-def _from_scores(scores: Tensor) -> Ranking:
-    """Rank by a score per granule, whose sum over the removed stands for the error."""
+def by_scores(scores: Tensor) -> Ranking:
+    """Rank by a score per granule, float64 ``[granules]``, whose sum over the removed stands for the error."""
     order = torch.argsort(scores, descending=True, stable=True)
     removed = torch.flip(torch.cumsum(torch.flip(scores[order], (0,)), 0), (0,))
     return Ranking(order, torch.cat([removed, removed.new_zeros(1)]))
@@ -65,14 +65,14 @@ def _from_scores(scores: Tensor) -> Ranking:
 def activation_norm(weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
     """Squared l2-norm of the activations that enter the last linear map (SS, section 3.1), summed over a granule."""
     del weight, damping
-    return _from_scores(xx.diagonal().double().view(-1, width).sum(1))
+    return by_scores(xx.diagonal().double().view(-1, width).sum(1))
 
 
 def wanda_column(weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
     """Wanda scores aggregated over a channel's output column (FF): ||W_:,j||^2 * ||X_j||^2, summed over a granule."""
     del damping
     scores = weight.double().square().sum(0) * xx.diagonal().double()
-    return _from_scores(scores.view(-1, width).sum(1))
+    return by_scores(scores.view(-1, width).sum(1))
 
 
 def compensated_elimination(weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:

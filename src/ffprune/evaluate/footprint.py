@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import MissingInput
+from ffprune.models.surgery import param_count
 from ffprune.models.view import ModelView
 
 
@@ -53,7 +54,7 @@ def footprint(model: PreTrainedModel, folder: Path | None = None) -> Footprint:
     linears = (module for module in model.modules() if isinstance(module, nn.Linear))
     return Footprint(
         prunable=view.prunable_params,
-        whole=sum(parameter.numel() for parameter in model.parameters()),
+        whole=param_count(model),
         bytes_on_disk=None if folder is None else safetensors_bytes(folder),
         kv_cache_bytes_per_token=cached * element,
         macs_per_token=sum(linear.weight.numel() for linear in linears),

@@ -254,3 +254,31 @@ def _record(view: ModelView, batch: Tensor) -> tuple[Tensor, list[dict[str, Any]
         for layer in layers:
             del layer.forward
     return entered[0], arguments
+
+
+def dense_grams(
+    view: ModelView, windows: Tensor, batch_size: int, full: Collection[str] | None = None
+) -> Iterator[dict[str, Gram]]:
+    """Statistics of the dense model, one layer at a time.
+
+    A layer is run when its turn comes, and may be changed behind it: only one layer's X^T X, and the hidden states of
+    all windows, are held at any time.
+
+    Args:
+        view: the dense model's view.
+        windows: int64 ``[n, seqlen]``, calibration text.
+        batch_size: windows a forward pass.
+        full: roles whose whole X^T X is wanted; None: all.
+
+    Yields:
+        Role -> Gram, layer by layer.
+
+    Raises:
+        ParameterError: there are no windows.
+        NonFiniteLoss: statistics are not finite.
+    """
+    walk = BlockWalk(view, windows, batch_size)
+    for block in view.blocks:
+        grams, outputs = walk.observe(tuple(block.linears) if full is None else full)
+        yield grams
+        walk.advance(outputs)

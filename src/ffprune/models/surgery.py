@@ -107,13 +107,23 @@ def set_unit(view: ModelView, unit_index: int, weights: UnitWeights) -> None:
             "Keep at least one group, by a higher lower bound for retention",
         )
     for role, linear in _all(view.unit_linears(unit_index)).items():
-        weight = weights.weight[role]
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        linear.out_features, linear.in_features = weight.shape
-        if role in weights.bias:
-            linear.bias = nn.Parameter(weights.bias[role], requires_grad=False)
+        set_linear(linear, weights.weight[role], weights.bias.get(role))
     if weights.last_role == "o":
         view.block_of(unit_index).sync_heads()
+
+
+def set_linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Make a linear compute with other weights; tensors are taken as they are."""
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+    linear.out_features, linear.in_features = weight.shape
+
+
+def linear_of(weight: Tensor) -> nn.Linear:
+    """A linear of these weights, ``[out, in]``, without bias."""
+    linear = nn.Linear(1, 1, bias=False, device="meta")
+    set_linear(linear, weight, None)
+    return linear
 
 
 def slice_unit(view: ModelView, unit_index: int, kept: Tensor) -> None:
@@ -173,6 +183,11 @@ def mask_unit(view: ModelView, unit_index: int, kept: Tensor) -> None:
             if linear.bias is not None:
                 linear.bias[rows] = 0
         parts.last.weight[:, granule_indices(gone, parts.width[parts.last_role])] = 0
+
+
+def param_count(module: nn.Module) -> int:
+    """Parameters that a module has, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def copy_model(model: PreTrainedModel) -> PreTrainedModel:

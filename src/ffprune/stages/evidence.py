@@ -6,7 +6,7 @@ units, as :class:`ffprune.allocate.table.Evidence` holds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from ffprune.allocate.curves import loss_curve
 from ffprune.core.fluctuation import wifv
 from ffprune.core.gram import Gram
-from ffprune.core.importance import rank
+from ffprune.core.importance import Ranking
 from ffprune.core.masks import mask_from_ranks, ranks
 from ffprune.core.outliers import outlier_share
 from ffprune.core.saliency import SALIENCIES, scores
-from ffprune.models.blocks import BlockWalk
+from ffprune.models.blocks import dense_grams
 from ffprune.models.curvature import output_curvature
 from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
@@ -56,18 +56,15 @@ def granule_scores(view: ModelView, windows: Tensor, batch_size: int) -> list[Fl
 
 
 def unit_curves(
-    view: ModelView, windows: Tensor, batch_size: int, criterion: str, damping: float, fisher: Fisher, seed: int
+    view: ModelView, rankings: Sequence[Ranking], windows: Tensor, fisher: Fisher, seed: int
 ) -> list[Floats]:
-    """Per structured unit, the predicted loss at every number of granules (:func:`loss_curve`)."""
-    curvature = _curvatures(view, view.last_maps, windows, fisher, seed)
-    found = []
-    for index, gram in enumerate(_last_grams(view, windows, batch_size)):
-        parts = view.unit_linears(index)
-        assert gram.xx is not None
-        weight = parts.last.weight.detach()
-        ranking = rank(criterion, weight, gram.xx, parts.width[parts.last_role], damping)
-        found.append(loss_curve(ranking.error.numpy(), curvature[index], gram.count, parts.last.out_features))
-    return found
+    """Per structured unit, ranked on all the windows: the predicted loss at every number of granules."""
+    return [
+        loss_curve(ranking.error.numpy(), curvature, windows.numel(), last.out_features)
+        for ranking, curvature, last in zip(
+            rankings, _curvatures(view, view.last_maps, windows, fisher, seed), view.last_maps, strict=True
+        )
+    ]
 
 
 def matrix_curves(
@@ -82,10 +79,8 @@ def matrix_curves(
         zip(view.prunable, _curvatures(view, list(view.prunable.values()), windows, fisher, seed), strict=True)
     )
     scope = SALIENCIES[criterion].scope
-    walk = BlockWalk(view, windows, batch_size)
     found = []
-    for block in view.blocks:
-        grams, outputs = walk.observe(block.linears)
+    for block, grams in zip(view.blocks, dense_grams(view, windows, batch_size), strict=True):
         for role, linear in block.linears.items():
             weight, gram = linear.weight.detach(), grams[role]
             assert gram.xx is not None
@@ -96,7 +91,6 @@ def matrix_curves(
                 removed = weight.masked_fill(mask_from_ranks(order, kept, scope), 0)
                 error[level] = float((removed @ gram.xx).mul_(removed).sum())
             found.append(loss_curve(error, curvature[f"layers.{block.index}.{role}"], gram.count, linear.out_features))
-        walk.advance(outputs)
     return found
 
 
@@ -113,11 +107,7 @@ def _curvatures(view: ModelView, maps: list[nn.Linear], windows: Tensor, fisher:
     return [found.mean for found in output_curvature(view, maps, chosen, fisher.batch_size, generator)]
 
 
-def _last_grams(view: ModelView, windows: Tensor, batch_size: int) -> Iterator[Gram]:
+def last_grams(view: ModelView, windows: Tensor, batch_size: int) -> Iterator[Gram]:
     """The Gram of every unit's last map, of one layer at a time."""
-    walk = BlockWalk(view, windows, batch_size)
-    for _ in view.blocks:
-        grams, outputs = walk.observe(("o", "down"))
-        yield grams["o"]
-        yield grams["down"]
-        walk.advance(outputs)
+    for grams in dense_grams(view, windows, batch_size, ("o", "down")):
+        yield from (grams["o"], grams["down"])

@@ -11,10 +11,7 @@ from matplotlib.figure import Figure
 
 from ffprune.core.units import Allocation, Kind
 
-_KINDS: tuple[tuple[Kind, str], ...] = (
-    ("attention", "Attention (key/value groups)"),
-    ("ffn", "FFN (channels)"),
-)
+_KINDS: tuple[tuple[Kind, str], ...] = (("attention", "Attention (key/value groups)"), ("ffn", "FFN (channels)"))
 _COLORS = ("#0b6e99", "#d1603d", "#5b8c5a", "#7a5195", "#8a8a8a", "#c9a227")
 _ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -53,13 +50,7 @@ def policy(policies: Mapping[str, Allocation]) -> Figure:
             chosen = [i for i, unit in enumerate(allocation.units) if unit.kind == kind]
             layers = np.array([allocation.units[i].layer for i in chosen])
             shift = (number - (len(policies) - 1) / 2) * width
-            ax.bar(
-                layers + shift,
-                [allocation.retention[i] for i in chosen],
-                width,
-                label=name,
-                color=_COLORS[number],
-            )
+            ax.bar(layers + shift, [allocation.retention[i] for i in chosen], width, label=name, color=_COLORS[number])
         ax.set(title=title, ylabel="retention", ylim=(0, 1.05))
     axes[-1].set_xlabel("layer")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(policies))
@@ -134,9 +125,7 @@ def sensitivity(traces: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[st
         )
     axes[2].set_yscale("log")
     axes[2].set(
-        title="Predicted loss of cutting a third of one unit alone, repaired",
-        xlabel="layer",
-        ylabel="nats per token",
+        title="Predicted loss of cutting a third of one unit alone, repaired", xlabel="layer", ylabel="nats per token"
     )
     axes[2].legend(frameon=False, fontsize=8)
     return figure
@@ -156,9 +145,7 @@ def perplexity(dense: float, rows: Sequence[Mapping[str, Any]]) -> Figure:
         )
     axes[0].axhline(dense, color="#333333", linewidth=0.8, linestyle=":")
     axes[0].set(
-        title="Perplexity on the test text",
-        xlabel="sparsity (removed / prunable weights)",
-        ylabel="perplexity",
+        title="Perplexity on the test text", xlabel="sparsity (removed / prunable weights)", ylabel="perplexity"
     )
     axes[0].set_yscale("log")
     axes[0].legend(frameon=False)

@@ -16,7 +16,7 @@ from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
 from ffprune.stages.artifacts import read_tensors
 from ffprune.stages.context import StageContext
-from ffprune.stages.record import CALIBRATION, DENSE
+from ffprune.stages.record import CALIBRATION, DENSE, VALIDATION
 from ffprune.stages.sections import Compute
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -58,6 +58,11 @@ def sample_windows(folder: Path, text: Path, seqlen: int, count: int, seed: int,
 def calibration_windows(ctx: StageContext, seqlen: int, count: int, key: str, salt: int = 0) -> Tensor:
     """:func:`sample_windows` of the calibration text, by the run's seed; another ``salt`` is another draw."""
     return sample_windows(ctx.path(DENSE), ctx.path(CALIBRATION), seqlen, count, ctx.params.seed + salt, key)
+
+
+def validation_windows(ctx: StageContext, seqlen: int, key: str) -> Tensor:
+    """All windows of the validation text, in the order of a draw by the run's seed (:func:`sample_windows`)."""
+    return sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), seqlen, 0, ctx.params.seed, key)
 
 
 def last_map(view: ModelView, index: int) -> str:

@@ -22,22 +22,13 @@ from ffprune.compress.structured import prepare
 from ffprune.core.budget import Bounds, check_reachable
 from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.units import Allocation, Unit
-from ffprune.evaluate.reward import ModelReward
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, read_orders, sample_windows
+from ffprune.stages.inputs import DTYPES, load, read_orders, validation_windows
 from ffprune.stages.levels import read_levels
-from ffprune.stages.record import (
-    CURVES,
-    DENSE,
-    ORDER,
-    SEARCH_AGENT,
-    SEARCH_EPISODES,
-    SEARCH_POLICY,
-    TRACES,
-    VALIDATION,
-)
+from ffprune.stages.record import CURVES, DENSE, ORDER, SEARCH_AGENT, SEARCH_EPISODES, SEARCH_POLICY, TRACES
+from ffprune.stages.reward import trial_reward
 from ffprune.stages.search_store import SearchStore
 from ffprune.stages.sections import ScheduleParams
 
@@ -70,7 +61,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
     """Set the problem up and search."""
     params = ctx.params.search
     bounds = params.bounds()
-    windows = sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), params.seqlen, 0, ctx.params.seed, "search.seqlen")
+    windows = validation_windows(ctx, params.seqlen, "search.seqlen")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
     check_reachable(view.units, task.sparsity, bounds)
     plan = prepare(
@@ -79,17 +70,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
         read_levels(view, ctx.path, ctx.params.levels.damping) if params.compensated else None,
         DTYPES[ctx.params.compute.dtype],
     )
-    reward = ModelReward(
-        model=view.model,
-        apply=plan.apply,
-        dense=Allocation.dense(view.units),
-        windows=windows,
-        kind=params.reward,
-        trial_samples=params.samples,
-        fixed=params.final_samples,
-        batch_size=params.batch_size,
-        seed=ctx.params.seed,
-    )
+    reward = trial_reward(plan, view.units, windows, params.reward, params, ctx.params.seed)
     starts = _starts(ctx, view.units, task.sparsity, bounds)
     problem = Problem(view.units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
     best = 0.0
@@ -106,19 +87,12 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
             bar.update(1, **shown, best=best)
             ctx.log_metrics(shown, episode.number)
 
-        rest = (
-            PRESETS[params.agent],
-            task.schedule.scaled(task.episodes),
-            task.episodes,
-            params.finalists,
-            ctx.params.seed,
-            SearchStore(ctx.checkpoint_dir, view.units),
-            show,
-            task.trained,
-        )
+        store = SearchStore(ctx.checkpoint_dir, view.units)
+        find: Callable[..., SearchResult] = partial(search, problem)
         if params.agent == "guided":
-            return guided(problem, _curves(ctx), params.guide.guidance(), *rest)
-        return search(problem, *rest)
+            find = partial(guided, problem, _curves(ctx), params.guide.guidance())
+        preset, schedule = PRESETS[params.agent], task.schedule.scaled(task.episodes)
+        return find(preset, schedule, task.episodes, params.finalists, ctx.params.seed, store, show, task.trained)
 
 
 def _curves(ctx: StageContext) -> list[Any]:

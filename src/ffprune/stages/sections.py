@@ -137,7 +137,19 @@ class Guide(Section):
         return self
 
 
-class Search(Section):
+class Trials(Section):
+    """What a search spends on its trials and their comparison."""
+
+    seqlen: int = Field(ge=2)
+    samples: int = Field(ge=1)
+    final_samples: int = Field(ge=1)
+    finalists: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    step: int = Field(ge=1)
+    schedule: ScheduleParams
+
+
+class Search(Trials):
     """The search at the first sparsity; transfer reads it too."""
 
     sparsity: float = Field(ge=0, lt=1)
@@ -148,15 +160,8 @@ class Search(Section):
     compensated: bool
     min_keep: float
     max_keep: float
-    step: int = Field(ge=1)
-    seqlen: int = Field(ge=2)
-    samples: int = Field(ge=1)
-    final_samples: int = Field(ge=1)
-    finalists: int = Field(ge=0)
-    batch_size: int = Field(ge=1)
     rank_half_width: float = Field(ge=0, le=0.5)
     guide: Guide
-    schedule: ScheduleParams
 
     def bounds(self) -> Bounds:
         """Least and greatest retention of a unit."""
@@ -241,18 +246,6 @@ class Evaluate(Section):
     methods: tuple[str, ...] = Field(min_length=1)
     speed: Speed
     zero_shot: ZeroShot
-
-
-class Trials(Section):
-    """What a trial of a searching allocator costs."""
-
-    seqlen: int = Field(ge=2)
-    samples: int = Field(ge=1)
-    final_samples: int = Field(ge=1)
-    finalists: int = Field(ge=0)
-    batch_size: int = Field(ge=1)
-    step: int = Field(ge=1)
-    schedule: ScheduleParams
 
 
 class Study(Section):

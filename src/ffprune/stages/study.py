@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from ruamel.yaml import YAML
 
 from ffprune.core.errors import MissingInput, ParameterError
 from ffprune.stages.artifacts import read_json, write_csv, write_text
-from ffprune.stages.comparison import comparison
-from ffprune.stages.exhibit import Rendered, render
-from ffprune.stages.papers import comparison_methods, exhibit
+from ffprune.stages.exhibits.comparison import comparison
+from ffprune.stages.exhibits.exhibit import render
+from ffprune.stages.exhibits.page import Rendered
+from ffprune.stages.exhibits.papers import comparison_methods, exhibit
+from ffprune.stages.exhibits.results import Result, Setting
 from ffprune.stages.params import PARAMS_FILE, load_params, validate
 from ffprune.stages.profiles import current_profile, profiles, with_profile
 from ffprune.stages.record import METHOD, TRACES
-from ffprune.stages.results import Result, Setting
 from ffprune.stages.sections import Params
 from ffprune.stages.tracking import open_store, start_parent
 
@@ -52,10 +53,8 @@ def reproduce_exhibit(name: str, model: str | None, full: bool, run: bool) -> bo
     chosen = exhibit(name)
     recipes = chosen.recipes(full)
     study, folder = _open(model, recipes)
-    if run:
-        _announce(f"{chosen.heading}: {chosen.title}, on {study}", chosen.minutes.of(full))
-    needed = ["sensitivity"] if chosen.traces else []
-    done = _run(folder, [*(METHOD.of(key).name for key in recipes), *needed]) if run else True
+    what, needed = f"{chosen.heading}: {chosen.title}, on {study}", ["sensitivity"] if chosen.traces else []
+    done = not run or _run(folder, what, chosen.minutes.of(full), recipes, needed)
     traces = folder / TRACES
     shown = render(
         chosen,
@@ -73,17 +72,10 @@ def compare(model: str | None, full: bool, run: bool) -> bool:
     methods = comparison_methods()
     recipes = methods.recipes(full)
     study, folder = _open(model, recipes)
-    if run:
-        _announce(f"{len(recipes)} methods on {study}", methods.minutes.of(full))
-    done = _run(folder, [METHOD.of(key).name for key in recipes]) if run else True
+    done = not run or _run(folder, f"{len(recipes)} methods on {study}", methods.minutes.of(full), recipes)
     everything = load_params(folder / PARAMS_FILE).methods
     _publish(folder, "comparison", comparison(_results(folder, everything), _setting(folder, study)))
     return done
-
-
-def _announce(what: str, minutes: int) -> None:
-    """What it will cost, before it starts."""
-    print(f"{what}; about {minutes} minutes on two cores with the default model, if nothing is cached", flush=True)
 
 
 def _open(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path]:
@@ -155,8 +147,10 @@ def pipeline(text: str, texts: Sequence[str]) -> str:
     return out.getvalue()
 
 
-def _run(folder: Path, stages: Sequence[str]) -> bool:
-    """The pipeline's own flow, in the study."""
+def _run(folder: Path, what: str, minutes: int, recipes: Iterable[str], besides: Sequence[str] = ()) -> bool:
+    """The pipeline's own flow, in the study; says what it will cost before it starts."""
+    print(f"{what}; about {minutes} minutes on two cores with the default model, if nothing is cached", flush=True)
+    stages = [*(METHOD.of(key).name for key in recipes), *besides]
     return subprocess.run([sys.executable, "-m", "ffprune", "run", *stages], cwd=folder, check=False).returncode == 0
 
 

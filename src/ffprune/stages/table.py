@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ def result_rows(summary: dict[str, Any]) -> list[list[str]]:
 
 def markdown(summary: dict[str, Any]) -> str:
     """The table in Markdown."""
-    lines = [list(_COLUMNS), ["---"] * len(_COLUMNS), *result_rows(summary)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table(_COLUMNS, result_rows(summary))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def print_table() -> None:

@@ -36,6 +36,27 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is drawn.
+
+    Attributes:
+        title: of the figure.
+        text: of the perplexities; None when no result has one of those asked for.
+        measured: the rows that have a result, in order of sparsity.
+        traces: rows of data/sensitivity/traces.json.
+    """
+
+    title: str
+    text: str | None
+    measured: Sequence[Measured]
+    traces: Sequence[Mapping[str, Any]]
+
+    def ratio(self, result: Result) -> float | None:
+        """Perplexity over the dense model's on the figure's text."""
+        return None if self.text is None else ratio(result, self.text)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What every result of a study has in common.
 

@@ -61,17 +61,9 @@ class Row(Section):
 
     def added(self, full: bool) -> dict[str, Any]:
         """What the row writes over the method's recipe."""
-        chosen = {
-            key: value.of(full)
-            for key, value in (
-                ("trials", self.trials),
-                ("first", self.first),
-                ("calibration_windows", self.calibration_windows),
-            )
-            if value is not None
-        }
-        fixed = {"quantize": self.quantize, "pattern": self.pattern}
-        return {key: value for key, value in (chosen | fixed).items() if value is not None}
+        given = {key: getattr(self, key) for key in ("trials", "first", "calibration_windows", "quantize", "pattern")}
+        chosen = {key: value.of(full) if isinstance(value, Choice) else value for key, value in given.items()}
+        return {key: value for key, value in chosen.items() if value is not None}
 
 
 class Asked(Section):
@@ -160,7 +152,7 @@ class Exhibit(Section):
         minutes: estimated, default model, two cores.
         sparsities: of every row that names none.
         every: what is asked of every row's model.
-        columns: what is shown of a result (names of ``exhibit.COLUMNS``).
+        columns: what is shown of a result (names of ``columns.COLUMNS`` and ``columns.TEXTS``).
         drawing: how it is drawn (a name of ``drawings.DRAWINGS``).
         traces: whether it shows the Hessian traces of the stage sensitivity instead of results.
         rows: in the paper's order.

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from ffprune.stages.drawings import color, panels, plain_ticks, ratio_bars
-from ffprune.stages.exhibit import Rendered, markdown_table, percent, perplexity_shown, recoveries, windows_shown
-from ffprune.stages.results import Result, Setting, ratio, removed_prunable, removed_whole, text_of
+from ffprune.stages.exhibits.bars import ratio_bars
+from ffprune.stages.exhibits.marks import color, panels, plain_ticks
+from ffprune.stages.exhibits.page import Rendered, perplexity_shown, recoveries, windows_shown
+from ffprune.stages.exhibits.results import Result, Setting, ratio, removed_prunable, removed_whole, text_of
+from ffprune.stages.table import markdown_table
 
 #: Further from the target than this, a method does not stand at equal removed parameters (share of the prunable).
 TOLERANCE = 0.005
@@ -88,8 +90,8 @@ def _table(members: Sequence[Result], text: str) -> str:
         [
             _label(result),
             perplexity_shown(result, text).shown if text in result["perplexity"] else f"no {text} text",
-            percent(removed_prunable(result)),
-            percent(removed_whole(result)),
+            f"{removed_prunable(result):.1%}",
+            f"{removed_whole(result):.1%}",
             f"{result['params_after']:,}",
             f"{result['seconds']['decide']:,.0f}",
             f"{result['seconds']['prune']:,.0f}",

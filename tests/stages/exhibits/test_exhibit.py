@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ffprune.stages.artifacts import read_csv, write_csv
-from ffprune.stages.exhibit import NO_TRACES, render
-from ffprune.stages.papers import exhibit, exhibits
+from ffprune.stages.exhibits.exhibit import NO_TRACES, render
+from ffprune.stages.exhibits.papers import exhibit, exhibits
 from tests.stages.made_up import DENSE, SETTING, result, traces
 
 ONE_OF_EACH_DRAWING = {table.drawing: name for name, table in exhibits().items()}.values()

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ffprune.stages.papers import exhibit
-from ffprune.stages.results import (
+from ffprune.stages.exhibits.papers import exhibit
+from ffprune.stages.exhibits.results import (
     accuracy,
     last_search,
     layer_of,

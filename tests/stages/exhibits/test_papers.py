@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from ffprune.core.errors import ParameterError
-from ffprune.stages.drawings import COLORS, DRAWINGS, family
-from ffprune.stages.exhibit import COLUMNS, TEXTS
-from ffprune.stages.papers import FULL_ONLY, Choice, Printed, Row, comparison_methods, exhibit, exhibits
+from ffprune.stages.exhibits.columns import COLUMNS, TEXTS
+from ffprune.stages.exhibits.drawings import DRAWINGS
+from ffprune.stages.exhibits.marks import COLORS, family
+from ffprune.stages.exhibits.papers import FULL_ONLY, Choice, Printed, Row, comparison_methods, exhibit, exhibits
 from ffprune.stages.params import validate
 from ffprune.stages.recipes import rows_of
 from ffprune.stages.sections import Recipe

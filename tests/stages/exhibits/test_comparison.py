@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ffprune.stages.comparison import comparison
-from ffprune.stages.papers import comparison_methods, exhibit
+from ffprune.stages.exhibits.comparison import comparison
+from ffprune.stages.exhibits.papers import comparison_methods, exhibit
 from tests.stages.made_up import DENSE, SETTING, result
 
 

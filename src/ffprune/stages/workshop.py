@@ -1,0 +1,243 @@
+"""A recipe at work on one model: what its allocator wants to know, the reward of its trials, the cut itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffprune.allocate.besa import learn_rates
+from ffprune.allocate.journal import Journal, NoJournal, Replayed
+from ffprune.allocate.problem import Problem, Reward
+from ffprune.allocate.search import Store
+from ffprune.allocate.table import Allocator, Decision, Evidence, Looked, Need, Request
+from ffprune.compress import slicegpt, structured, svd_llm, unstructured
+from ffprune.compress.cut import cut, rank_unit
+from ffprune.compress.follow import follow
+from ffprune.compress.levels import Levels
+from ffprune.compress.table import Compressor
+from ffprune.compress.unstructured import Quantisation, WeightPruning
+from ffprune.core.budget import check_reachable
+from ffprune.core.gram import Gram
+from ffprune.core.importance import Ranking
+from ffprune.core.outcome import Outcome
+from ffprune.core.saliency import SALIENCIES
+from ffprune.core.schedule import Schedule
+from ffprune.core.units import Allocation, Unit
+from ffprune.evaluate.reward import ModelReward
+from ffprune.models.blocks import dense_grams
+from ffprune.models.masked_block import prune_in_turn
+from ffprune.models.surgery import copy_model
+from ffprune.models.view import ModelView
+from ffprune.models.walk import collect
+from ffprune.stages import evidence
+from ffprune.stages.inputs import last_map
+from ffprune.stages.recipes import rows_of
+from ffprune.stages.reward import trial_reward
+from ffprune.stages.sections import Recipe, Study
+
+
+@dataclass
+class Workshop:
+    """A recipe with all that it works on; no paths, so that a benchmark can bring its own text.
+
+    Attributes:
+        name: of the recipe, for messages.
+        recipe: the entry of ``methods``.
+        study: what all recipes share.
+        view: the dense model in float32; it is pruned in place.
+        calibration: int64 ``[n, seqlen]`` windows.
+        validation: gives int64 ``[n, seqlen]`` windows of a search's reward.
+        dtype: of a search's forward passes.
+        seed: of everything random.
+        store: where the search at a sparsity keeps its state.
+        journal: where a search that goes on by replay keeps its rewards.
+        on_trial: told of every trial.
+        trials: every trial so far.
+    """
+
+    name: str
+    recipe: Recipe
+    study: Study
+    view: ModelView
+    calibration: Tensor
+    validation: Callable[[], Tensor]
+    dtype: torch.dtype
+    seed: int
+    store: Callable[[float], Store]
+    journal: Callable[[], Journal] = NoJournal
+    on_trial: Callable[[int, Looked], None] = lambda number, trial: None
+    trials: list[Looked] = field(default_factory=list)
+    _rankings: list[Ranking] = field(default_factory=list)
+
+    @cached_property
+    def rows(self) -> tuple[Allocator, Compressor]:
+        """The allocator and the compressor; refuses what does not go together."""
+        return rows_of(self.name, self.recipe)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units that the compressor removes granules of."""
+        return self.view.units if self.rows[1].granularity == "structured" else self.view.weight_units
+
+    @property
+    def _batch(self) -> int:
+        return self.study.calibration.batch_size
+
+    def check(self) -> None:
+        """Refuse what this model cannot do, before any work.
+
+        Raises:
+            FfpruneError: see :func:`rows_of`; a sparsity out of reach; a family that a compressor does not know.
+        """
+        _, compressor = self.rows
+        if self.recipe.compressor == "slicegpt":
+            slicegpt.check(self.view)
+            slicegpt.dimensions(self.view.model.config.hidden_size, self.recipe.sparsity)
+        if compressor.granularity in ("structured", "unstructured"):
+            for sparsity in (self.recipe.sparsity, *([self.recipe.first.sparsity] if self.recipe.first else [])):
+                check_reachable(self.units, sparsity, self.study.bounds())
+
+    def decide(self) -> Decision | None:
+        """How much of every unit stays; None where the compressor has no units."""
+        allocator, compressor = self.rows
+        if compressor.granularity not in ("structured", "unstructured"):
+            return None
+        recipe, search = self.recipe, self.study.search
+        bounds = self.study.bounds()
+        reward: Reward = self._reward() if allocator.searches else _no_reward
+        reward = Replayed(reward, self.journal()) if allocator.replays else reward
+        problem = Problem(self.units, recipe.sparsity, bounds, allocator.mapping, search.step, reward)
+        schedule = search.schedule
+        request = Request(
+            problem=problem,
+            evidence=self._evidence(),
+            half_width=self.study.owl_half_width if recipe.allocator == "owl" else self.study.rank_half_width,
+            trials=recipe.trials or 0,
+            first=(recipe.first.sparsity, recipe.first.trials) if recipe.first else None,
+            schedule=Schedule(schedule.alpha_start, schedule.k, schedule.t0),
+            finalists=search.finalists,
+            seed=self.seed,
+            store=self.store,
+            on_trial=self._note,
+        )
+        return allocator.decide(request)
+
+    def compress(self, decision: Decision | None, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        """Prune the view's model; facts about how it went."""
+        recipe, study = self.recipe, self.study
+        if recipe.compressor == "slicegpt":
+            width = slicegpt.dimensions(self.view.model.config.hidden_size, recipe.sparsity)
+            return asdict(slicegpt.compress(self.view, width, self.calibration, self._batch, progress))
+        if recipe.compressor == "svd_llm":
+            grams = dense_grams(self.view, self.calibration, self._batch)
+            found = svd_llm.compress(self.view, recipe.sparsity, grams, progress)
+            damped = sum(matrix.damping > 0 for matrix in found.matrices)
+            return {key: value for key, value in asdict(found).items() if key != "matrices"} | {"damped": damped}
+        dense_inputs = recipe.inputs == "dense"
+        if recipe.compressor == "slice":
+            assert decision is not None
+            assert recipe.criterion is not None
+            given = self.view, decision.allocation, self.calibration, self._batch, recipe.criterion
+            if recipe.repair == "stream":
+                return {"dampings": follow(*given, study.damping, progress=progress)}
+            cut(*given, recipe.repair or "none", study.damping, dense_inputs, progress)
+            return {}
+        if recipe.compressor == "none" and recipe.quantize is None:
+            return {}
+        how = WeightPruning(
+            criterion=recipe.criterion or "magnitude",
+            reconstruct=recipe.compressor == "sparsegpt",
+            pattern=recipe.pattern,
+            quantisation=Quantisation(**recipe.quantize.model_dump()) if recipe.quantize else None,
+            damping=study.damping,
+        )
+        allocation = decision.allocation if decision else Allocation.dense(self.view.weight_units)
+        matrices = unstructured.prune(self.view, allocation, self.calibration, self._batch, how, dense_inputs, progress)
+        raised = {matrix.name: matrix.damping for matrix in matrices if matrix.damping > study.damping}
+        return {"raised_damping": raised}
+
+    def _note(self, trial: Looked) -> None:
+        self.on_trial(len(self.trials), trial)
+        self.trials.append(trial)
+
+    def _evidence(self) -> Evidence:
+        """What the allocator needs to know of the dense model."""
+        study, view, windows = self.study, self.view, self.calibration
+        measures: dict[Need, Callable[[], Any]] = {
+            "outliers": lambda: evidence.outlier_shares(view, windows, self._batch, study.owl_multiple),
+            "granule_scores": lambda: evidence.granule_scores(view, windows, self._batch),
+            "sensitivity": lambda: evidence.sensitivity(view, windows, study.hutchinson, self.seed),
+            "curves": self._curves,
+            "block_rates": self._block_rates,
+        }
+        return Evidence(**{need: measures[need]() for need in self.rows[0].needs if need != "reward"})
+
+    def _curves(self) -> list[evidence.Floats]:
+        study, view, windows, criterion = self.study, self.view, self.calibration, self.recipe.criterion
+        if self.rows[1].granularity == "structured":
+            rankings = self._ranked(evidence.last_grams(view, windows, self._batch))
+            return evidence.unit_curves(view, rankings, windows, study.fisher, self.seed)
+        assert criterion is not None
+        return evidence.matrix_curves(view, windows, self._batch, criterion, study.damping, study.fisher, self.seed)
+
+    def _ranked(self, grams: Iterable[Gram]) -> list[Ranking]:
+        """Every unit's granules, ranked once for trials and curves, by the Grams of last maps that come first."""
+        assert self.recipe.criterion is not None
+        if not self._rankings:
+            self._rankings = [
+                rank_unit(self.recipe.criterion, self.view.unit_linears(index), gram, self.study.damping)
+                for index, gram in enumerate(grams)
+            ]
+        return self._rankings
+
+    def _block_rates(self) -> dict[str, float]:
+        def learn(ranks: Any, errors: Any) -> dict[str, float]:
+            return learn_rates(ranks, errors, self.recipe.sparsity).rates
+
+        # A step a window, as in the published code.
+        return prune_in_turn(self.view, self.calibration, 1, learn)
+
+    def _reward(self) -> ModelReward:
+        """Perplexity of the really pruned model, a copy that trials are set on.
+
+        Its cuts are repaired by plain ridge, whose factorisation serves every trial, or not at all.
+        """
+        allocator, compressor = self.rows
+        recipe, study = self.recipe, self.study
+        assert recipe.criterion is not None
+        view = ModelView(copy_model(self.view.model))
+        plan: structured.Plan | unstructured.MaskPlan
+        if compressor.granularity == "structured":
+            full = [last_map(view, index) for index in range(len(view.units))]
+            grams = collect(view, self.calibration, full, self._batch)
+            last = [grams[name] for name in full]
+            orders = [ranking.order for ranking in self._ranked(last)]
+            repaired = [xx for gram in last if (xx := gram.xx) is not None] if recipe.repair in _BY_RIDGE else None
+            levels = Levels(view, orders, repaired, study.damping) if repaired else None
+            plan = structured.prepare(view, orders, levels, self.dtype)
+        else:
+            full = list(view.prunable) if SALIENCIES[recipe.criterion].needs_inverse else []
+            grams = collect(view, self.calibration, full, self._batch)
+            plan = unstructured.prepare(view, grams, recipe.criterion, study.damping, self.dtype)
+        return trial_reward(plan, self.units, self.validation(), allocator.reward, study.search, self.seed)
+
+
+_BY_RIDGE = ("ridge", "mean+ridge", "stream")
+"""Repairs that plain ridge stands for in a trial."""
+
+
+class _NoReward:
+    """For allocators that make no trials."""
+
+    most_samples = 0
+
+    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
+        raise AssertionError("an allocator that asks no reward was given one")
+
+
+_no_reward: Reward = _NoReward()
