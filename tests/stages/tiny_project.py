@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
         "hutchinson": {"probes": 2, "windows": 2, "seqlen": 8, "batch_size": 2, "product": "exact"},
     },
     "search": {
-        "episodes": 16,
+        "episodes": 8,
         "step": 4,
         "seqlen": 16,
         "samples": 2,
@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
         "finalists": 1,
         "guide": {"imagined": 64},
     },
-    "transfer": {"episodes": 16},
+    "transfer": {"episodes": 8},
     "ridge": {"stream": {"windows": 8, "seqlen": 24, "batch_size": 2}},
     "evaluate": {
         "windows": 4,
