@@ -7,9 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 1
+JOBS ?= 2
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
 ARGS ?=
+
+# Tests run in JOBS processes; one that has nothing left takes over what waits in another.
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 # Where the links on Prefect's page lead.
 export FFPRUNE_MLFLOW_URL := http://127.0.0.1:$(MLFLOW_PORT)
@@ -43,16 +47,16 @@ run: $(STAMP) ## Run the whole pipeline (only what is stale) and print the resul
 table: $(STAMP) ## Print the result table of the last run.
 	@$(BIN)/ffprune table
 
-check: $(STAMP) ## Format, lint, types, import contracts, fast tests: under 90 seconds.
+check: $(STAMP) ## Format, lint, types, import contracts, fast tests: under 90 seconds. JOBS=n tests at once.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy flows/pipeline.py
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test: check ## All tests: those of check, then the slow ones.
-	$(BIN)/pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 ui: $(STAMP) ## Start the MLflow and Prefect pages (MLFLOW_PORT, PREFECT_PORT); Ctrl-C stops both.
 	@VENV_BIN=$(BIN) MLFLOW_PORT=$(MLFLOW_PORT) PREFECT_PORT=$(PREFECT_PORT) scripts/ui.sh

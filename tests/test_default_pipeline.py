@@ -11,29 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL: dict[str, Any] = {
-    "calibrate.windows": 32,
-    "sensitivity.fisher.windows": 8,
+    "calibrate.windows": 16,
+    "sensitivity.fisher.windows": 4,
     "sensitivity.hutchinson.probes": 2,
-    "sensitivity.hutchinson.windows": 2,
-    "sensitivity.hutchinson.batch_size": 2,
-    "search.episodes": 16,
+    "sensitivity.hutchinson.windows": 1,
+    "sensitivity.hutchinson.batch_size": 1,
+    "search.episodes": 8,
     "search.samples": 1,
-    "search.final_samples": 4,
+    "search.final_samples": 2,
     "search.finalists": 1,
-    "transfer.episodes": 16,
+    "search.guide.imagined": 128,
+    "search.guide.batch": 4,
+    "search.guide.proposals": 1,
+    "transfer.episodes": 4,
     "prune.policies": ["uniform", "searched"],
     "ridge.repairs": {"ridge": ["uniform", "searched"], "stream": ["searched"]},
-    "ridge.stream.windows": 32,
-    "evaluate.windows": 4,
+    "ridge.stream.windows": 16,
+    "ridge.stream.batch_size": 4,
+    "evaluate.windows": 3,
+    "evaluate.seqlen": 512,
     "evaluate.methods": ["uniform+ridge", "searched", "searched+ridge", "searched+stream"],
+    "evaluate.speed.prefill_tokens": 16,
+    "evaluate.speed.decode_tokens": 2,
     "evaluate.speed.repeats": 1,
-    "evaluate.speed.decode_tokens": 4,
-    "evaluate.zero_shot.items": 8,
+    "evaluate.zero_shot.items": 2,
     "evaluate.zero_shot.methods": [],
 }
 RELOAD = """
@@ -44,7 +49,7 @@ from ffprune.stages.inputs import sample_windows
 import torch
 torch.set_float32_matmul_precision("medium")
 model = ffprune.load_model(sys.argv[1], torch.bfloat16)
-windows = sample_windows(Path("models/dense"), Path("data/text/test.txt"), 1024, 4, 0, "windows")
+windows = sample_windows(Path("models/dense"), Path("data/text/test.txt"), 512, 3, 0, "windows")
 print(perplexity(model, windows, 4).value)
 """
 
@@ -134,6 +139,8 @@ def test_the_default_pipeline(tmp_path: Path) -> None:
     assert float(work.run("-c", RELOAD, row["path"])) == pytest.approx(row["perplexity"], abs=5e-5)
 
     # One run of the pipeline, one child a stage, curves and hashes inside.
+    from mlflow import MlflowClient  # seconds, which collecting the fast tests need not take
+
     client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     experiment = client.get_experiment_by_name("ffprune")
     assert experiment is not None
@@ -142,7 +149,7 @@ def test_the_default_pipeline(tmp_path: Path) -> None:
     children = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
     assert len(parents) == 1 and parents[0].info.status == "FINISHED"
     assert sorted(children) == sorted(order)
-    assert len(client.get_metric_history(children["search"].info.run_id, "reward")) == 16
+    assert len(client.get_metric_history(children["search"].info.run_id, "reward")) == 8
     assert any(key.startswith("input.models/dense") for key in children["search"].data.tags)
     assert {"policy.json", "policy.png"} <= {
         file.path for file in client.list_artifacts(children["search"].info.run_id)

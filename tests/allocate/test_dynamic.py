@@ -35,7 +35,7 @@ def tiny(draw: st.DrawFn) -> tuple[Unit, ...]:
     return tuple(units)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(tiny(), st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5]), st.integers(0, 10_000))
 def test_step_one_finds_the_cheapest_of_all_allocations(
     units: tuple[Unit, ...], share: float, low: float, seed: int
@@ -49,7 +49,7 @@ def test_step_one_finds_the_cheapest_of_all_allocations(
     assert total(curves, found) == pytest.approx(best, rel=1e-9, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     models(most_layers=4),
     st.floats(0, 1),

@@ -191,7 +191,7 @@ def test_broken_trials_do_not_survive_and_nothing_finite_is_refused() -> None:
         run(bandit=Bandit(WEIGHTS, broken=range(1000)))
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(any_models, st.floats(0, 1), st.floats(0, 0.4), st.sampled_from([1, 4]), st.integers(0, 1000))
 def test_every_policy_is_exact_and_inside_its_bounds(
     units: tuple[Unit, ...], share: float, low: float, step: int, seed: int

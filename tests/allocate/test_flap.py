@@ -25,7 +25,7 @@ def drawn(units: tuple[Unit, ...], seed: int, width: int = 1) -> list[np.ndarray
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.integers(10, 40), min_size=1, max_size=6),
     st.sampled_from([LOOSE, Bounds(0.3, 1.0), Bounds(0.0, 0.9), Bounds(0.4, 0.8)]),
@@ -41,7 +41,7 @@ def test_equal_granules_are_cut_in_the_order_of_their_z_scores(
     assert list(global_threshold(units, scores, sparsity, bounds).kept) == expected
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 5), st.integers(2, 6), st.integers(2, 20), st.floats(0.05, 0.6), st.integers(0, 1000))
 def test_heads_are_cut_where_the_published_threshold_cuts_them(
     count: int, heads: int, worth: int, sparsity: float, seed: int
@@ -59,7 +59,7 @@ def test_heads_are_cut_where_the_published_threshold_cuts_them(
             assert abs(kept - published) <= worth / 2 + 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(models(), st.floats(0, 1), st.floats(0, 0.4), st.sampled_from([1.0, 0.95]), st.integers(0, 1000))
 def test_budget_is_exact_and_bounds_hold(
     units: tuple[Unit, ...], share: float, low: float, high: float, seed: int

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -68,6 +69,12 @@ def run(
     return search(task, SMALL, RISING, episodes, 3, 0, store, on_episode, trained)
 
 
+@functools.cache
+def whole() -> SearchResult:
+    """The search that no one kills: what every killed one is compared with."""
+    return run(Memory())
+
+
 def assert_same(a: SearchResult, b: SearchResult) -> None:
     assert a.best == b.best
     assert a.candidates == b.candidates
@@ -86,18 +93,18 @@ def forget() -> None:
 
 
 def test_the_same_search_twice_is_the_same_search() -> None:
-    first = run(Memory())
+    first = whole()
     forget()
     assert_same(first, run(Memory()))
 
 
 @pytest.mark.parametrize("saves", [1, 2, 4, 6])
 def test_killed_after_a_save_it_ends_as_if_never_killed(saves: int) -> None:
-    whole, store = run(Memory()), Memory(die_after=saves)
+    expected, store = whole(), Memory(die_after=saves)
     with pytest.raises(KeyboardInterrupt):
         run(store)
     forget()
-    assert_same(run(store), whole)
+    assert_same(run(store), expected)
 
 
 @pytest.mark.parametrize("episode", [0, 3, 8, 13, 39])
@@ -106,12 +113,12 @@ def test_killed_inside_an_update_it_ends_as_if_never_killed(episode: int) -> Non
         if e.number == episode:
             raise KeyboardInterrupt
 
-    whole, store = run(Memory()), Memory()
+    expected, store = whole(), Memory()
     with pytest.raises(KeyboardInterrupt):
         run(store, on_episode=dies)
     forget()
     told: list[int] = []
-    assert_same(run(store, on_episode=lambda e: told.append(e.number)), whole)
+    assert_same(run(store, on_episode=lambda e: told.append(e.number)), expected)
     assert told == list(range(EPISODES))
 
 
@@ -125,8 +132,8 @@ def test_a_resumed_search_pays_for_the_starts_once() -> None:
 
 def test_a_finished_search_resumed_repeats_nothing_but_the_comparison() -> None:
     store = Memory()
-    whole, bandit = run(store), Bandit(WEIGHTS)
-    assert_same(run(store, bandit), whole)
+    first, bandit = run(store), Bandit(WEIGHTS)
+    assert_same(run(store, bandit), first)
     assert all(draw is None for _, _, draw in bandit.calls)
 
 
@@ -183,7 +190,7 @@ def test_the_trials_with_the_greatest_lead_over_their_update_are_finalists() -> 
 
 
 def test_transfer_continues_the_trained_agent() -> None:
-    first = run(Memory())
+    first = whole()
     store = Memory(die_after=1)
     with pytest.raises(KeyboardInterrupt):
         run(store, trained=first.agent, sparsity=0.4)
@@ -192,10 +199,10 @@ def test_transfer_continues_the_trained_agent() -> None:
         assert torch.equal(store.kept[0][name], tensor), name
     forget()
     resumed = run(store, trained=first.agent, sparsity=0.4)
-    whole = run(Memory(), trained=first.agent, sparsity=0.4)
-    assert_same(resumed, whole)
-    assert whole.start is None
-    assert_exact(whole.best.allocation, 0.4)
+    unkilled = run(Memory(), trained=first.agent, sparsity=0.4)
+    assert_same(resumed, unkilled)
+    assert unkilled.start is None
+    assert_exact(unkilled.best.allocation, 0.4)
 
 
 def test_broken_trials_are_counted_and_a_finite_policy_is_returned() -> None:

@@ -12,7 +12,7 @@ from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.units import Unit
 from tests.allocate.worlds import assert_exact, between, layers, models
 
-MANY = settings(deadline=None, max_examples=150)
+MANY = settings(deadline=None, max_examples=60)
 
 
 @MANY

@@ -28,7 +28,7 @@ def layers(count: int, heads: int, head: int, channels: int, channel: int) -> li
 LLAMA = layers(6, 3, 294_912, 1536, 1728)
 # Wide enough bounds for every unit to hold at least one whole granule.
 BOUNDS = st.tuples(st.floats(0, 0.5), st.one_of(st.just(1.0), st.floats(0.7, 1))).map(lambda b: Bounds(*b))
-FEW = settings(deadline=None, max_examples=150)
+FEW = settings(deadline=None, max_examples=60)
 
 
 @st.composite

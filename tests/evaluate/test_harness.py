@@ -138,16 +138,16 @@ def test_limit_draws_items_by_the_seed_and_the_same_for_every_model(
     tmp_path: Path,
     drawn: list[dict[str, list[int]]],
 ) -> None:
-    task = str(build_cloze_task(ARTICLES, tmp_path, items=30))
+    task = str(build_cloze_task(ARTICLES, tmp_path, items=12))
     assert evaluate_tasks(small_llama, tokenizer, [task], limit=5)[CLOZE_TASK]["n"] == 5
     evaluate_tasks(spread(opt()), tokenizer, [task], limit=5)
     evaluate_tasks(small_llama, tokenizer, [task], limit=5, seed=1)
     first, again, other = (call[CLOZE_TASK] for call in drawn)
     assert first == again != other
     assert first == sorted(set(first)) != list(range(5))
-    assert set(first) < set(range(30))
-    for enough in (30, 31, None):
-        assert evaluate_tasks(small_llama, tokenizer, [task], limit=enough)[CLOZE_TASK]["n"] == 30
+    assert set(first) < set(range(12))
+    for enough in (12, 13, None):
+        assert evaluate_tasks(small_llama, tokenizer, [task], limit=enough)[CLOZE_TASK]["n"] == 12
 
 
 def test_the_items_that_were_drawn_are_the_items_that_count(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -14,8 +16,14 @@ from tests.tiny import VOCAB, llama, spread
 WINDOWS = torch.randint(0, VOCAB, (4, 8), generator=torch.Generator().manual_seed(1))
 
 
-def explicit(view: ModelView, name: str) -> float:
+def double() -> ModelView:
+    return ModelView(spread(llama()).double())
+
+
+@functools.cache
+def explicit(name: str) -> float:
     """The trace of the Hessian of the mean cross-entropy in one matrix, from all its second derivatives."""
+    view = double()
     view.model.set_attn_implementation("eager")
     linear = view.prunable[name]
     weight = linear.weight.detach()
@@ -35,11 +43,11 @@ def explicit(view: ModelView, name: str) -> float:
 
 @pytest.mark.parametrize("product", ["exact", "finite_difference"])
 def test_traces_are_the_explicit_hessians_within_their_stated_error(product: Product) -> None:
-    view = ModelView(spread(llama()).double())
+    view = double()
     found = matrix_traces(view, WINDOWS, 2, 60, product, torch.Generator().manual_seed(0))
     assert set(found) == set(view.prunable)
     for name in ("layers.0.q", "layers.1.v", "layers.1.o"):
-        estimate, wanted = found[name], explicit(view, name)
+        estimate, wanted = found[name], explicit(name)
         # Four standard errors: three matrices and two products at a chance of 1 in 15,000 each.
         assert abs(estimate.mean - wanted) < 4 * estimate.stderr, (name, estimate, wanted)
         assert estimate.stderr < 2 * abs(wanted) + 1, "an error bar that says nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,12 @@ def closure(module: str, without: frozenset[str] = frozenset()) -> set[str]:
     return found
 
 
-def _imports(file: Path) -> Iterator[str]:
+@functools.cache
+def _imports(file: Path) -> list[str]:
+    return list(_imported(file))
+
+
+def _imported(file: Path) -> Iterator[str]:
     for node in _running(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

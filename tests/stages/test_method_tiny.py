@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from ffprune.allocate.guided import Guidance
 from ffprune.allocate.table import ALLOCATORS
 from ffprune.compress.table import COMPRESSORS
 from ffprune.core.errors import FfpruneError, ParameterError, UnreachableSparsity, UnsupportedArchitecture
@@ -96,6 +98,13 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             stage = stage_named("download")
             call(stage, StageContext(stage, params()))
     return roots
+
+
+@pytest.fixture(autouse=True)
+def _few_imagined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For four units 64 imagined episodes a round are plenty; a thousand take a minute."""
+    around = Guidance.around
+    monkeypatch.setattr(Guidance, "around", lambda asked: dataclasses.replace(around(asked), imagined=64))
 
 
 @pytest.fixture(params=MODELS)

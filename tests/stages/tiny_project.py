@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     },
     "levels": {"step": 4},
     "search": {
-        "episodes": 16,
+        "episodes": 8,
         "step": 4,
         "seqlen": 16,
         "samples": 2,
@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {
         "finalists": 1,
         "guide": {"imagined": 64},
     },
-    "transfer": {"episodes": 16},
+    "transfer": {"episodes": 8},
     "ridge": {"stream": {"windows": 8, "seqlen": 24, "batch_size": 2}},
     "evaluate": {
         "windows": 4,
