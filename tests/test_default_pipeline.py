@@ -155,6 +155,18 @@ def test_the_default_pipeline(tmp_path: Path) -> None:
         file.path for file in client.list_artifacts(children["search"].info.run_id)
     }
 
+    # What a stage needs is known beforehand from the model's shape.
+    from transformers import AutoConfig
+
+    from ffprune.models.view import ModelView
+    from ffprune.stages.params import load_params
+    from ffprune.stages.plan import costs, meta_model
+
+    view = ModelView(meta_model(AutoConfig.from_pretrained(tmp_path / "models" / "dense")))
+    for cost in costs(view, load_params(tmp_path / "params.yaml")):
+        used = children[cost.stage].data.metrics["peak_memory_gb"]
+        assert 0.6 < cost.memory / 1e9 / used < 1.6, (cost.stage, used)
+
     # Nothing changed, nothing runs; a change reaches what depends on it and no more.
     assert work.stages_run() == []
     work.set({"ridge.damping": 0.02})

@@ -76,6 +76,19 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")
     print_catalogue(as_json)
 
 
+@app.command()
+def plan(
+    model: Annotated[
+        str | None, typer.Option("--model", help="llama-7b, llama-13b, llama-70b, a folder or a hub identifier.")
+    ] = None,
+) -> None:
+    """Estimate memory, disk and time of every stage from a model's config alone."""
+    from ffprune.stages.params import load_params
+    from ffprune.stages.plan import print_plan
+
+    print_plan(model, load_params())
+
+
 @profile.command("list")
 def profile_list() -> None:
     """List the profiles; a star marks the one in use."""
