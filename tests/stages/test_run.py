@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -63,7 +64,10 @@ def test_run_stage_records_the_run(install: Callable[[Body], None], with_databas
         ctx.set_tags(method="searched")
 
     install(body)
-    run_stage(TOY)
+    Path("above").mkdir()
+    Path("above/over.txt").write_text("over")
+    # As a study does, whose folder lies in the project.
+    run_stage(replace(TOY, deps=(*TOY.deps, "above/../above/over.txt")))
     record = json.loads(Path(TOY.run_record).read_text())
     store = open_store(load_params().tracking)
     run = store.client.get_run(record["run_id"])
@@ -71,6 +75,7 @@ def test_run_stage_records_the_run(install: Callable[[Body], None], with_databas
     assert run.data.tags["mlflow.parentRunId"] == record["parent_run_id"]
     assert run.data.tags["method"] == "searched"
     assert run.data.tags["input.in.txt"] == "13b5bfe96f3e2fe411c9f66f4a582adf"
+    assert "input.above/above/over.txt" in run.data.tags
     assert "version.torch" in run.data.tags
     assert "compute.dtype" in run.data.params
     assert "seed" in run.data.params

@@ -37,7 +37,9 @@ def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
         hashes = input_hashes(context.deps)
         run.params({**context.param_values, "seed": params.seed})
         run.inputs(hashes)
-        run.tags({**library_versions(), **{f"input.{path}": key for path, key in hashes.items()}})
+        # A study reads from the folder above its own, and MLflow takes no name with dots that lead upwards.
+        read = {f"input.{path.replace('../', '')}": key for path, key in hashes.items()}
+        run.tags({**library_versions(), **read})
         if "compute" in stage.params:
             configure(params.compute)
         call(stage, context)
