@@ -137,6 +137,22 @@ class Guide(Section):
         return self
 
 
+class Bounded(Section):
+    """A section that bounds retentions."""
+
+    min_keep: float
+
+    def bounds(self) -> Bounds:
+        """Least and greatest retention of a unit."""
+        return Bounds(self.min_keep, 1.0)
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        with _telling():
+            self.bounds()
+        return self
+
+
 class Trials(Section):
     """What a search spends on its trials and their comparison."""
 
@@ -149,7 +165,7 @@ class Trials(Section):
     schedule: ScheduleParams
 
 
-class Search(Trials):
+class Search(Trials, Bounded):
     """The search at the first sparsity; transfer reads it too."""
 
     sparsity: float = Field(ge=0, lt=1)
@@ -158,7 +174,6 @@ class Search(Trials):
     mapping: Literal["water_fill", "greedy_fill", "sequential_cap"]
     reward: Literal["divergence", "perplexity_ratio", "inverse_perplexity"]
     compensated: bool
-    min_keep: float
     max_keep: float
     rank_half_width: float = Field(ge=0, le=0.5)
     guide: Guide
@@ -166,12 +181,6 @@ class Search(Trials):
     def bounds(self) -> Bounds:
         """Least and greatest retention of a unit."""
         return Bounds(self.min_keep, self.max_keep)
-
-    @model_validator(mode="after")
-    def _can_be(self) -> Self:
-        with _telling():
-            self.bounds()
-        return self
 
 
 class Transfer(Section):
@@ -185,21 +194,10 @@ class Transfer(Section):
 Policy = Literal["uniform", "handmade", "searched"]
 
 
-class Prune(Section):
+class Prune(Bounded):
     """What is cut."""
 
     policies: tuple[Policy, ...] = Field(min_length=1)
-    min_keep: float
-
-    def bounds(self) -> Bounds:
-        """Least and greatest retention of a unit."""
-        return Bounds(self.min_keep, 1.0)
-
-    @model_validator(mode="after")
-    def _can_be(self) -> Self:
-        with _telling():
-            self.bounds()
-        return self
 
 
 class Ridge(Section):
@@ -248,7 +246,7 @@ class Evaluate(Section):
     zero_shot: ZeroShot
 
 
-class Study(Section):
+class Study(Bounded):
     """What all methods of a study share: text, protocol, damping."""
 
     calibration: Calibrate
@@ -257,7 +255,6 @@ class Study(Section):
     seqlen: int = Field(ge=2)
     batch_size: int = Field(ge=1)
     damping: float = Field(gt=0)
-    min_keep: float
     owl_multiple: float = Field(gt=0)
     owl_half_width: float = Field(ge=0, le=0.5)
     rank_half_width: float = Field(ge=0, le=0.5)
@@ -266,16 +263,6 @@ class Study(Section):
     search: Trials
     zero_shot: Tasks
     speed: Speed
-
-    def bounds(self) -> Bounds:
-        """Least and greatest retention of a unit."""
-        return Bounds(self.min_keep, 1.0)
-
-    @model_validator(mode="after")
-    def _can_be(self) -> Self:
-        with _telling():
-            self.bounds()
-        return self
 
 
 class QuantiseParams(Section):
