@@ -42,6 +42,10 @@ LEARNING = 0.2e9
 """Bytes of stable-baselines3, which the search adds."""
 
 
+ASKING = 0.3e9
+"""Bytes of lm-eval and its data sets, which evaluate adds."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one stage needs.
@@ -168,11 +172,12 @@ def costs(view: ModelView, params: Params) -> list[Cost]:
     stream = ridge.stream
     plain, followed = len(ridge.repairs.get("ridge", ())), len(ridge.repairs.get("stream", ()))
     held = 4.0 * stream.windows * stream.seqlen
-    following = held * (4 * hidden + widest) + 4 * 8 * widest**2 if followed else 0.0
+    # The dense model's walk beside the pruned one's: a copy of the model, streams and targets, a unit's inputs.
+    following = 4 * whole + held * (6 * hidden + 2 * widest) + 4 * 8 * widest**2 if followed else 0.0
     found.append(
         Cost(
             "ridge",
-            LIBRARIES + (stored + 8) * whole + max(grams if plain else 0, following),
+            LIBRARIES + (stored + 8) * whole + (grams if plain else 0) + following,
             2 * (plain + followed) * stored * left,
             products=2 * followed * 3 * forward(stream.windows * stream.seqlen, with_head=False),
             single=2 * followed * stream.windows * stream.seqlen * sum(last.in_features**2 for last in lasts),
@@ -185,10 +190,12 @@ def costs(view: ModelView, params: Params) -> list[Cost]:
     evaluate = params.evaluate
     batch = evaluate.batch_size * evaluate.seqlen
     models = 1 + 2 * len(evaluate.methods)
+    # Speeds are measured in turns, with a model of every shape at hand; repairs do not change shapes.
+    shapes = 2 * len({method.partition("+")[0] for method in evaluate.methods})
     found.append(
         Cost(
             "evaluate",
-            LIBRARIES + (2 * stored + 2 * size) * whole + size * (activations(batch) + logits),
+            LIBRARIES + ASKING + (stored + size) * whole + size * (shapes * left + activations(batch) + logits),
             0,
             products=models * forward(evaluate.windows * evaluate.seqlen),
         )
