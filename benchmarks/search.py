@@ -74,8 +74,8 @@ class Bench:
         self.curves = [np.array(row["loss"]) for row in artifacts.read_json(root / CURVES)]
         fisher = params.sensitivity.fisher
         self.evidence_tokens = 3 * fisher.windows * fisher.seqlen
-        levels = read_levels(view, lambda name: root / name, params.levels.damping)
         orders = read_orders(view, root / ORDER, repaired=True)
+        levels = read_levels(view, orders, lambda name: root / name, params.levels.damping)
         self.plan: Plan = prepare(view, orders, levels, DTYPES[params.compute.dtype])
         self.units = view.units
         self.windows = windows

@@ -159,8 +159,9 @@ def test_the_default_pipeline(tmp_path: Path) -> None:
     from transformers import AutoConfig
 
     from ffprune.models.view import ModelView
+    from ffprune.stages.costs import costs
     from ffprune.stages.params import load_params
-    from ffprune.stages.plan import costs, meta_model
+    from ffprune.stages.plan import meta_model
 
     view = ModelView(meta_model(AutoConfig.from_pretrained(tmp_path / "models" / "dense")))
     for cost in costs(view, load_params(tmp_path / "params.yaml")):

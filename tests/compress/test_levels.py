@@ -33,13 +33,6 @@ def grams(view: ModelView) -> list[Tensor]:
     return [xx for name in names if (xx := found[name].xx) is not None]
 
 
-class Unread(list[Tensor]):
-    """Grams that nobody may need."""
-
-    def __getitem__(self, index: object) -> Tensor:  # type: ignore[override]
-        raise AssertionError("a Gram was read")
-
-
 def test_every_level_is_the_ridge_repair_of_its_cut(view: ModelView, orders: list[Tensor], grams: list[Tensor]) -> None:
     levels = Levels(view, orders, grams, DAMPING)
     for index, unit in enumerate(view.units):
@@ -57,7 +50,8 @@ def test_a_bank_gives_the_very_maps_that_are_made_without_it_and_reads_no_gram(
     assert step == 2
     bank = list(Levels(view, orders, grams, DAMPING).fill(wanted, torch.bfloat16))
     assert [sorted(maps) for maps in bank] == wanted
-    banked, made = Levels(view, orders, Unread(), DAMPING, bank), Levels(view, orders, grams, DAMPING)
+    # There is no Gram to read.
+    banked, made = Levels(view, orders, [], DAMPING, bank), Levels(view, orders, grams, DAMPING)
     for index, levels in enumerate(wanted):
         for kept in levels:
             found = banked.at(index, kept, LIKE.bfloat16())

@@ -7,8 +7,9 @@ import pytest
 
 from ffprune.core.errors import MissingInput
 from ffprune.models.view import ModelView
+from ffprune.stages.costs import costs
 from ffprune.stages.params import load_params
-from ffprune.stages.plan import SHAPES, config_of, costs, meta_model, print_plan
+from ffprune.stages.plan import SHAPES, config_of, meta_model, print_plan
 from ffprune.stages.record import STAGES
 from tests.tiny import llama
 from tests.toy import REPO

@@ -20,8 +20,8 @@ there. Mapped from files, it costs no memory that the system could not take back
 class Levels:
     """The repaired last map of every unit at every level of one fixed order of granules (METHODS 7).
 
-    A level is looked up in the bank, then among those made before; else it is made. A unit is factorised when the
-    first of its levels must be made, so that a bank which has them all costs no factorisation.
+    A level is looked up in the bank, then among those made, or brought to a device, before; else it is made. A unit is
+    factorised when the first of its levels must be made, so that a bank which has them all costs no factorisation.
 
     Args:
         view: the dense model, in full precision; its last maps are kept.
@@ -29,7 +29,7 @@ class Levels:
         grams: per unit, float ``[n, n]``, X^T X of the last map's input; read when the unit is factorised.
         damping: lambda relative to mean diag of the Gram.
         bank: levels made earlier, with the same arguments; None for none.
-        cache_bytes: how much of the maps made here to keep; the least recently used go first.
+        cache_bytes: how much of the maps made or moved here to keep; the least recently used go first.
     """
 
     def __init__(
@@ -61,11 +61,13 @@ class Levels:
         Returns:
             ``[d_out, kept * width]``; not to be written to.
         """
-        if self._bank is not None and kept in self._bank[index]:
-            return self._bank[index][kept].to(like.device, like.dtype)
+        banked = None if self._bank is None else self._bank[index].get(kept)
+        if banked is not None and (banked.device, banked.dtype) == (like.device, like.dtype):
+            return banked
         key = index, kept
         if key not in self._made:
-            self._made[key] = self.make(index, kept).to(like.device, like.dtype)
+            found = self.make(index, kept) if banked is None else banked
+            self._made[key] = found.to(like.device, like.dtype)
             self._room -= self._made[key].nbytes
             while self._room < 0 and len(self._made) > 1:
                 self._room += self._made.popitem(last=False)[1].nbytes
@@ -104,19 +106,22 @@ def levels_within(view: ModelView, low: float, step: int, itemsize: int, room: f
     Returns:
         Per unit the numbers of granules kept, rising; and the step, 0 when nothing fits.
     """
-    outputs = [view.unit_linears(i).last.out_features for i in range(len(view.units))]
-    inputs = [view.unit_linears(i).last.in_features for i in range(len(view.units))]
     largest = max(unit.granules for unit in view.units)
     while step <= largest:
         levels = [_multiples(unit, low, step) for unit in view.units]
-        cost = sum(
-            sum(kept) * d_in // unit.granules * d_out * itemsize
-            for unit, kept, d_in, d_out in zip(view.units, levels, inputs, outputs, strict=True)
-        )
-        if cost <= room:
+        if bank_bytes(view, levels, itemsize) <= room:
             return levels, step
         step *= 2
     return [[] for _ in view.units], 0
+
+
+def bank_bytes(view: ModelView, levels: Sequence[Sequence[int]], itemsize: int) -> int:
+    """What a bank of these levels, per unit, takes."""
+    parts = [view.unit_linears(index) for index in range(len(view.units))]
+    return itemsize * sum(
+        part.last.out_features * part.width[part.last_role] * sum(kept)
+        for part, kept in zip(parts, levels, strict=True)
+    )
 
 
 def _multiples(unit: Unit, low: float, step: int) -> list[int]:

@@ -1,7 +1,7 @@
 """What allocators may ask to know of a dense model, measured on calibration text when one asks.
 
 Every function takes the dense view in float32 and the calibration windows, and returns arrays in the order of the
-units, as :class:`ffprune.allocate.table.Evidence` holds them.
+units, as :class:`ffprune.allocate.request.Evidence` holds them.
 """
 
 from __future__ import annotations

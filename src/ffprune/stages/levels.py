@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ffprune.compress.levels import Levels, levels_within
 from ffprune.core.units import Unit
@@ -32,23 +33,19 @@ def run(ctx: StageContext) -> None:
     ctx.log_metrics({"levels": sum(map(len, levels)), "step": step, "gigabytes": written / 1e9})
 
 
-def read_levels(view: ModelView, at: Callable[[str], Path], damping: float) -> Levels:
+def read_levels(view: ModelView, orders: Sequence[Tensor], at: Callable[[str], Path], damping: float) -> Levels:
     """The repaired last maps of every unit at any retention; those in the bank are mapped, not read.
 
     Args:
         view: the dense model, in full precision still.
+        orders: per unit, that the bank was made with.
         at: where a file of the project is.
         damping: that the bank was made with.
     """
     files = [_file(artifacts.require(at(LEVELS)), unit) for unit in view.units]
     bank = [artifacts.read_tensors(file) if file.exists() else {} for file in files]
-    return Levels(
-        view,
-        read_orders(view, at(ORDER), True),
-        read_grams(view, at(GRAMS)),
-        damping,
-        [{int(kept): map for kept, map in maps.items()} for maps in bank],
-    )
+    named = [{int(kept): map for kept, map in maps.items()} for maps in bank]
+    return Levels(view, orders, read_grams(view, at(GRAMS)), damping, named)
 
 
 def _file(folder: Path, unit: Unit) -> Path:

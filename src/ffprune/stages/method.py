@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffprune.allocate.table import Decision, Looked
+from ffprune.allocate.request import Decision, Looked
 from ffprune.core.gptq import bits_per_weight, compression_ratio
 from ffprune.evaluate.perplexity import perplexity
 from ffprune.evaluate.speed import measure

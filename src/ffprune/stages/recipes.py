@@ -6,7 +6,8 @@ import json
 import math
 from typing import Any
 
-from ffprune.allocate.table import ALLOCATORS, Allocator
+from ffprune.allocate.request import Allocator
+from ffprune.allocate.table import ALLOCATORS
 from ffprune.compress.cut import FLUCTUATION, REPAIRS
 from ffprune.compress.table import COMPRESSORS, Compressor
 from ffprune.core.errors import ParameterError

@@ -77,7 +77,7 @@ def peak_memory() -> dict[str, float]:
 
     # Linux counts in KiB. Mapped files count as far as their pages were read.
     peaks = {"peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch gives it no types
         devices = range(torch.cuda.device_count())
         peaks["peak_gpu_memory_gb"] = sum(torch.cuda.max_memory_allocated(device) for device in devices) / 1e9
     return peaks

@@ -64,12 +64,9 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
     windows = validation_windows(ctx, params.seqlen, "search.seqlen")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
     check_reachable(view.units, task.sparsity, bounds)
-    plan = prepare(
-        view,
-        read_orders(view, ctx.path(ORDER), params.compensated),
-        read_levels(view, ctx.path, ctx.params.levels.damping) if params.compensated else None,
-        DTYPES[ctx.params.compute.dtype],
-    )
+    orders = read_orders(view, ctx.path(ORDER), params.compensated)
+    levels = read_levels(view, orders, ctx.path, ctx.params.levels.damping) if params.compensated else None
+    plan = prepare(view, orders, levels, DTYPES[ctx.params.compute.dtype])
     reward = trial_reward(plan, view.units, windows, params.reward, params, ctx.params.seed)
     starts = _starts(ctx, view.units, task.sparsity, bounds)
     problem = Problem(view.units, task.sparsity, bounds, params.mapping, params.step, reward, starts)

@@ -106,6 +106,10 @@ class ScheduleParams(Section):
     k: float
     t0: float
 
+    def printed(self) -> Schedule:
+        """The schedule as it is written."""
+        return Schedule(self.alpha_start, self.k, self.t0)
+
     def scaled(self, episodes: int) -> Schedule:
         """The schedule of a search of that many episodes."""
         return Schedule.scaled(self.alpha_start, self.k, self.t0, episodes=episodes)
@@ -113,7 +117,7 @@ class ScheduleParams(Section):
     @model_validator(mode="after")
     def _can_be(self) -> Self:
         with _telling():
-            Schedule(**self.model_dump())
+            self.printed()
         return self
 
 

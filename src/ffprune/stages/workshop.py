@@ -13,8 +13,8 @@ from torch import Tensor
 from ffprune.allocate.besa import learn_rates
 from ffprune.allocate.journal import Journal, NoJournal, Replayed
 from ffprune.allocate.problem import Problem, Reward
+from ffprune.allocate.request import Allocator, Decision, Evidence, Looked, Need, Request
 from ffprune.allocate.search import Store
-from ffprune.allocate.table import Allocator, Decision, Evidence, Looked, Need, Request
 from ffprune.compress import slicegpt, structured, svd_llm, unstructured
 from ffprune.compress.cut import cut, rank_unit
 from ffprune.compress.follow import follow
@@ -26,7 +26,6 @@ from ffprune.core.gram import Gram
 from ffprune.core.importance import Ranking
 from ffprune.core.outcome import Outcome
 from ffprune.core.saliency import SALIENCIES
-from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation, Unit
 from ffprune.evaluate.reward import ModelReward
 from ffprune.models.blocks import dense_grams
@@ -112,14 +111,13 @@ class Workshop:
         reward: Reward = self._reward() if allocator.searches else _no_reward
         reward = Replayed(reward, self.journal()) if allocator.replays else reward
         problem = Problem(self.units, recipe.sparsity, bounds, allocator.mapping, search.step, reward)
-        schedule = search.schedule
         request = Request(
             problem=problem,
             evidence=self._evidence(),
             half_width=self.study.owl_half_width if recipe.allocator == "owl" else self.study.rank_half_width,
             trials=recipe.trials or 0,
             first=(recipe.first.sparsity, recipe.first.trials) if recipe.first else None,
-            schedule=Schedule(schedule.alpha_start, schedule.k, schedule.t0),
+            schedule=search.schedule.printed(),
             finalists=search.finalists,
             seed=self.seed,
             store=self.store,

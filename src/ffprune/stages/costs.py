@@ -1,0 +1,213 @@
+"""What every stage will need on a model of known shape: memory, disk, multiply-adds.
+
+Memory is what a stage holds at its worst moment: weights in the number formats that it uses, Grams, factors,
+activations of a batch. Mapped files count, for their pages do when they are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ffprune.compress.levels import bank_bytes, levels_within
+from ffprune.models.surgery import param_count
+from ffprune.models.view import ModelView
+from ffprune.stages.inputs import DTYPES
+from ffprune.stages.sections import Params
+
+LIBRARIES = 0.55e9
+"""Bytes of Python with torch, transformers and MLflow, before a stage reads anything."""
+LEARNING = 0.2e9
+"""Bytes of stable-baselines3, which the search adds."""
+ASKING = 0.3e9
+"""Bytes of lm-eval and its data sets, which evaluate adds."""
+_HEAD_ROWS = 512
+"""Rows of logits at a time (:func:`ffprune.evaluate.logits.reduce_logits`)."""
+_LIKELY = 1024
+"""Words of a dense distribution that are kept (:class:`ffprune.evaluate.divergence.Teacher`)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage needs.
+
+    Attributes:
+        stage: its name.
+        memory: bytes held at once, at most.
+        disk: bytes of its outputs.
+        products: multiply-adds in the number format of ``compute.dtype``.
+        single: multiply-adds in float32.
+        double: multiply-adds in float64.
+    """
+
+    stage: str
+    memory: float
+    disk: float
+    products: float = 0.0
+    single: float = 0.0
+    double: float = 0.0
+
+
+def costs(view: ModelView, params: Params) -> list[Cost]:
+    """Estimate every stage that works on a model.
+
+    Args:
+        view: the dense model, on the meta device or a real one.
+        params: of the pipeline.
+    """
+    shape = _Shape(view, params)
+    return [
+        Cost("download", LIBRARIES + (4 + shape.stored) * shape.whole, shape.stored * shape.whole),
+        _calibrate(shape, params),
+        _sensitivity(shape, params),
+        _levels(shape, params),
+        _search(shape, params, "search", params.search.episodes),
+        _search(shape, params, "transfer", params.transfer.episodes),
+        _prune(shape, params),
+        _ridge(shape, params),
+        _evaluate(shape, params),
+    ]
+
+
+class _Shape:
+    """The numbers of a model that costs are made of.
+
+    Args:
+        view: the dense model.
+        params: for number formats, sparsities and the bank.
+    """
+
+    def __init__(self, view: ModelView, params: Params) -> None:
+        self.view = view
+        self.size = DTYPES[params.compute.dtype].itemsize
+        self.stored = DTYPES[params.model.storage_dtype].itemsize
+        self.whole, self.prunable = param_count(view.model), view.prunable_params
+        self.lasts = view.last_maps
+        self.widest = max(last.in_features for last in self.lasts)
+        self.hidden = max(last.out_features for last in self.lasts)
+        self.vocabulary = int(view.model.config.get_text_config().vocab_size)
+        self.squares = sum(last.in_features**2 for last in self.lasts)
+        self.cubes = sum(last.in_features**3 for last in self.lasts)
+        self.grams = 4 * self.squares
+        self.maps = sum(4 * last.weight.numel() for last in self.lasts)
+        self.logits = _HEAD_ROWS * self.vocabulary
+        # A factorisation and a solution of every unit's repair.
+        self.solving = self.cubes / 3 + sum(last.out_features * last.in_features**2 for last in self.lasts)
+        bank = params.levels
+        self.levels, _ = levels_within(view, bank.min_keep, bank.step, self.size, bank.gigabytes * 1e9)
+        self.bank = bank_bytes(view, self.levels, self.size)
+        # Of a pruned model, both sparsities on average.
+        self.left = self.whole - self.prunable * (params.search.sparsity + params.transfer.sparsity) / 2
+
+    def loaded(self, size: float) -> float:
+        """Bytes of the libraries, the model's file and the model in numbers of this size."""
+        return LIBRARIES + (self.stored + size) * self.whole
+
+    def forward(self, tokens: float, with_head: bool = True) -> float:
+        """Multiply-adds of a forward pass."""
+        return tokens * (self.prunable + (self.hidden * self.vocabulary if with_head else 0))
+
+    def activations(self, tokens: int, layers: int = 1) -> float:
+        """Hidden states, projections and FFN channels of a batch, in numbers."""
+        return float(tokens) * layers * (8 * self.hidden + 3 * self.widest)
+
+
+def _calibrate(shape: _Shape, params: Params) -> Cost:
+    given = params.calibrate
+    tokens, batch = given.windows * given.seqlen, min(given.batch_size, given.windows) * given.seqlen
+    adding = 4 * shape.widest**2 + 4 * batch * shape.widest
+    return Cost(
+        "calibrate",
+        shape.loaded(shape.size) + shape.grams + shape.size * shape.activations(batch) + adding,
+        shape.grams,
+        products=shape.forward(tokens, with_head=False),
+        single=tokens * shape.squares,
+    )
+
+
+def _sensitivity(shape: _Shape, params: Params) -> Cost:
+    fisher, traces = params.sensitivity.fisher, params.sensitivity.hutchinson
+    eliminating = torch.get_num_threads() * 5 * 8 * shape.widest**2
+    batch = traces.batch_size * traces.seqlen
+    # Gradient, probe, product and one more of each weight; the graph of a gradient, with the logits of a batch.
+    graph = 4 * shape.activations(batch, len(shape.view.blocks)) + 8 * batch * shape.vocabulary
+    differentiating = 4 * (4 * shape.prunable + graph)
+    return Cost(
+        "sensitivity",
+        shape.loaded(4) + max(shape.grams + eliminating, differentiating),
+        0,
+        products=3 * shape.forward(fisher.windows * fisher.seqlen),
+        single=6 * shape.forward(traces.probes * traces.windows * traces.seqlen),
+        double=4 * shape.cubes,
+    )
+
+
+def _levels(shape: _Shape, params: Params) -> Cost:
+    del params
+    widths = [last.in_features // unit.granules for last, unit in zip(shape.lasts, shape.view.units, strict=True)]
+    return Cost(
+        "levels",
+        shape.loaded(4)
+        + shape.maps
+        + shape.grams
+        + 3 * 8 * shape.widest**2
+        + 2 * shape.bank / max(len(shape.levels), 1),
+        shape.bank,
+        single=sum(
+            last.out_features * sum((width * k) ** 2 for k in kept) / 2
+            for last, width, kept in zip(shape.lasts, widths, shape.levels, strict=True)
+        ),
+        double=shape.solving,
+    )
+
+
+def _search(shape: _Shape, params: Params, stage: str, episodes: int) -> Cost:
+    given = params.search
+    batch = min(given.batch_size, max(given.samples, given.final_samples)) * given.seqlen
+    numbers = shape.whole + shape.prunable + shape.activations(batch) + shape.logits
+    teacher = 8 * _LIKELY * given.seqlen * (given.final_samples + given.samples)
+    # Levels that the bank lacks: Grams read, and factors kept.
+    factors = 2 * shape.grams + 2 * shape.maps
+    trying = LIBRARIES + shape.size * numbers + shape.bank + teacher + factors
+    compared = (3 + 2 + given.finalists) * given.final_samples + given.final_samples
+    return Cost(
+        stage,
+        LEARNING + shape.maps + max(shape.loaded(4), trying),
+        0,
+        products=shape.forward((episodes * given.samples + compared) * given.seqlen),
+    )
+
+
+def _prune(shape: _Shape, params: Params) -> Cost:
+    return Cost("prune", shape.loaded(2 * shape.stored), 2 * len(params.prune.policies) * shape.stored * shape.left)
+
+
+def _ridge(shape: _Shape, params: Params) -> Cost:
+    given, stream = params.ridge, params.ridge.stream
+    plain, followed = len(given.repairs.get("ridge", ())), len(given.repairs.get("stream", ()))
+    tokens = stream.windows * stream.seqlen
+    # The dense model's walk beside the pruned one's: a copy of the model, streams and targets, a unit's inputs.
+    held = 4.0 * tokens * (6 * shape.hidden + 2 * shape.widest)
+    following = 4 * shape.whole + held + 4 * 8 * shape.widest**2 if followed else 0.0
+    return Cost(
+        "ridge",
+        shape.loaded(8) + (shape.grams if plain else 0) + following,
+        2 * (plain + followed) * shape.stored * shape.left,
+        products=2 * followed * 3 * shape.forward(tokens, with_head=False),
+        single=2 * followed * tokens * shape.squares,
+        double=2 * (plain + 3 * followed) * shape.solving,
+    )
+
+
+def _evaluate(shape: _Shape, params: Params) -> Cost:
+    given = params.evaluate
+    # Speeds are measured in turns, with a model of every shape at hand; repairs do not change shapes.
+    shapes = 2 * len({method.partition("+")[0] for method in given.methods})
+    numbers = shapes * shape.left + shape.activations(given.batch_size * given.seqlen) + shape.logits
+    return Cost(
+        "evaluate",
+        ASKING + shape.loaded(shape.size) + shape.size * numbers,
+        0,
+        products=(1 + 2 * len(given.methods)) * shape.forward(given.windows * given.seqlen),
+    )
