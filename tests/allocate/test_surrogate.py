@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ffprune.allocate.surrogate import FACTOR, NOISE, PAIR, TEXT, Surrogate
+from ffprune.allocate.surrogate import FACTOR, NOISE, PAIR, TASTE, TEXT, Surrogate
 from tests.allocate.worlds import layers
 
 UNITS = layers(3)
@@ -65,9 +65,12 @@ def test_its_posterior_is_that_of_the_normal_equations() -> None:
     x = model.features(kept)
     single = x[:, :6].sum(1)
     scale, level = float(single @ seen / (single @ single)), float(np.abs(seen).mean())
-    design = np.concatenate([x, np.eye(2)[texts]], 1)
-    prior = np.concatenate([np.full(6, scale), np.zeros(7)])
-    spread = np.concatenate([np.full(6, FACTOR * scale), np.full(5, PAIR * scale), np.full(2, TEXT * level)])
+    # Each text has an offset of its own, and what it adds to every unit's factor.
+    tastes = [x[:, :6] * (texts == text)[:, None] for text in (0, 1)]
+    design = np.concatenate([x, np.eye(2)[texts], *tastes], 1)
+    prior = np.concatenate([np.full(6, scale), np.zeros(7 + 12)])
+    widths = (6, FACTOR * scale), (5, PAIR * scale), (2, TEXT * level), (12, TASTE * scale)
+    spread = np.concatenate([np.full(count, width) for count, width in widths])
     left = design.T @ design / (NOISE * level) ** 2 + np.diag(spread**-2)
     right = design.T @ seen / (NOISE * level) ** 2 + prior / spread**2
     np.testing.assert_allclose(model.predict(kept)[0], x @ np.linalg.solve(left, right)[:11], rtol=1e-6)
@@ -84,8 +87,12 @@ def test_draws_surround_the_curves_and_close_in_on_them() -> None:
     model = Surrogate(UNITS, CURVES)
     before = spread(model)
     kept = policies(100)
-    model.fit(kept.tolist(), losses(kept, np.ones(6), np.zeros(5)).tolist(), [0] * 100)
-    assert spread(model) < 0.3 * before
+    seen = losses(kept, np.ones(6), np.zeros(5)).tolist()
+    model.fit(kept.tolist(), seen, [0] * 100)
+    of_one_text = spread(model)
+    assert of_one_text > 0.6 * before  # the next text may like other units
+    model.fit(kept.tolist(), seen, list(range(100)))
+    assert spread(model) < 0.9 * of_one_text
     assert before == pytest.approx(FACTOR, rel=0.2)
 
 

@@ -25,9 +25,9 @@ class Guidance:
 
     low: float
     high: float
-    imagined: int = 1024
-    batch: int = 16
-    proposals: int = 4
+    imagined: int = 512
+    batch: int = 8
+    proposals: int = 2
 
     @classmethod
     def around(cls, sparsities: Sequence[float]) -> Guidance:

@@ -7,6 +7,9 @@ assumptions leave open; and errors of neighbouring units add up or cancel. So th
 
 linear in a (about a common scale), b (about 0) and the text that a trial read; a Bayesian linear regression on trials
 gives their posterior. With no trial it is the curves; with many, it is the trials.
+
+What one text makes of a policy is not what the next will: a text shifts every loss, and every unit's factor as well.
+The trials of one text therefore say less together than as many trials of different texts.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ PAIR = 0.1
 """Prior standard deviation of a pair's coefficient, relative to the common scale."""
 TEXT = 0.3
 """Prior standard deviation of a text's offset, relative to the mean loss."""
+TASTE = 0.3
+"""Prior standard deviation of a unit's factor from text to text, relative to the common scale."""
 NOISE = 0.03
 """Standard deviation of a trial's loss on given text, relative to the mean loss: what the model cannot express."""
 
@@ -61,21 +66,19 @@ class Surrogate:
         y = np.asarray(losses)[finite]
         x = self.features(np.asarray(policies)[finite])
         # One factor for all units is the first thing that trials tell; the rest is learnt around it.
-        predicted = x[:, : -self._pairs or None].sum(1)
+        single = x[:, : len(self._curves)]
+        predicted = single.sum(1)
         self._scale = max(float((predicted * y).sum() / (predicted**2).sum()), 1e-12) if predicted.any() else 1.0
-        names = sorted(set(np.asarray(texts)[finite].tolist()))
-        offsets = (np.asarray(texts)[finite][:, None] == names).astype(np.float64)
-        whole = np.concatenate([x, offsets], 1)
         level = float(np.abs(y).mean()) or 1.0
-        deviation = np.concatenate([self._prior_deviation(), np.full(len(names), TEXT * level)])
-        prior = np.concatenate([np.full(len(self._curves), self._scale), np.zeros(self._pairs + len(names))])
-        # In units of the prior's deviations, so that the matrix to invert is well conditioned.
-        design = whole * deviation / (NOISE * level)
-        covariance = np.linalg.inv(np.eye(len(prior)) + design.T @ design)
-        step = covariance @ design.T @ ((y - whole @ prior) / (NOISE * level))
-        kept = slice(len(self._curves) + self._pairs)
-        self._mean = (prior + deviation * step)[kept]
-        self._covariance = (covariance * np.outer(deviation, deviation))[kept, kept]
+        read = np.asarray(texts)[finite]
+        text = (TEXT * level) ** 2 + (TASTE * self._scale) ** 2 * (single @ single.T)
+        # Covariance of the trials' losses: by the factors and pairs, by what they read, and by what is left.
+        known = x * self._prior_deviation() ** 2
+        covariance = known @ x.T + (read[:, None] == read) * text + (NOISE * level) ** 2 * np.eye(len(y))
+        gain = np.linalg.solve(covariance, known).T
+        prior = np.concatenate([np.full(len(self._curves), self._scale), np.zeros(self._pairs)])
+        self._mean = prior + gain @ (y - x @ prior)
+        self._covariance = np.diag(self._prior_deviation() ** 2) - gain @ known
 
     def predict(self, policies: Sequence[Sequence[int]] | NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the loss of policies on text like any other, float64 ``[n]`` each."""

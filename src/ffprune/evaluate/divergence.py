@@ -29,8 +29,8 @@ class Teacher:
 
     def __init__(self, top: int = 1024) -> None:
         self._top = top
-        # Window -> words int32 [rows, top], their probabilities float32 [rows, top].
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        # Window -> words int32 [rows, top], their probabilities float32 [rows, top], negative entropy float32 [rows].
+        self._known: dict[int, tuple[Tensor, ...]] = {}
 
     def learn(self, model: PreTrainedModel, number: int, window: Tensor) -> Tensor:
         """Keep the model's distributions on a window; call it while the model is dense.
@@ -43,18 +43,19 @@ class Teacher:
         Returns:
             Its own negative log-likelihood, float32 ``[seqlen - 1]``, in nats per token.
         """
-        kept: list[tuple[Tensor, Tensor]] = []
+        kept: list[tuple[Tensor, ...]] = []
 
         def keep(logits: Tensor, labels: Tensor, first: int) -> Tensor:
             for start in range(0, len(logits), REDUCE_ROWS):
                 shares = logits[start : start + REDUCE_ROWS].float().softmax(1)
                 likely = shares.topk(min(self._top, shares.shape[1]), dim=1, sorted=False)
-                kept.append((likely.indices.int(), likely.values))
+                p = likely.values
+                rest = _rest(p)
+                kept.append((likely.indices.int(), p, torch.xlogy(p, p).sum(1) + torch.xlogy(rest, rest)))
             return row_nll(logits, labels)
 
         nll = reduce_logits(model, window[None], 1, keep)[0][0]
-        words, shares = zip(*kept, strict=True)
-        self._known[number] = torch.cat(words), torch.cat(shares)
+        self._known[number] = tuple(torch.cat(column) for column in zip(*kept, strict=True))
         return nll
 
     def compare(
@@ -71,7 +72,8 @@ class Teacher:
         Returns:
             KL(dense || model) and negative log-likelihood, float32 ``[n, seqlen - 1]`` each, in nats per token.
         """
-        words, shares = (torch.cat(column) for column in zip(*(self._known[i] for i in numbers), strict=True))
+        known = [self._known[i] for i in numbers]
+        words, shares, certain = (torch.cat(column) for column in zip(*known, strict=True))
 
         def reduce(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, ...]:
             kl, own = [], []
@@ -79,7 +81,9 @@ class Teacher:
                 exact = logits[start : start + REDUCE_ROWS].float()
                 rows = slice(first + start, first + start + len(exact))
                 total = torch.logsumexp(exact, dim=1)
-                kl.append(_lumped(shares[rows], exact.gather(1, words[rows].long()) - total[:, None]))
+                log_q = exact.gather(1, words[rows].long()) - total[:, None]
+                crossed = torch.linalg.vecdot(shares[rows], log_q) + _rest(shares[rows]) * _rest(log_q.exp()).log()
+                kl.append(certain[rows] - crossed)
                 own.append(total - exact.gather(1, labels[start : start + REDUCE_ROWS, None])[:, 0])
             return torch.cat(kl), torch.cat(own)
 
@@ -87,14 +91,6 @@ class Teacher:
         return kl, own
 
 
-def _lumped(p: Tensor, log_q: Tensor) -> Tensor:
-    """KL of two distributions known on some words each, all others lumped together.
-
-    Args:
-        p: float32 ``[rows, top]``, probabilities.
-        log_q: float32 ``[rows, top]``, logarithms of the other's.
-    """
-    rest_p = (1 - p.sum(1)).clamp(min=_SMALLEST)
-    rest_q = (1 - log_q.exp().sum(1)).clamp(min=_SMALLEST)
-    known: Tensor = torch.xlogy(p, p).sum(1) - torch.linalg.vecdot(p, log_q)
-    return known + rest_p * (rest_p / rest_q).log()
+def _rest(shares: Tensor) -> Tensor:
+    """What probabilities float32 ``[rows, top]`` leave to all other words, ``[rows]``."""
+    return (1 - shares.sum(1)).clamp(min=_SMALLEST)

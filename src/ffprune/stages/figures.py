@@ -152,5 +152,26 @@ def perplexity(dense: float, rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def front(searches: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Loss against sparsity: what a search's model says all over its range, and the candidates really compared."""
+    figure, (ax,) = panels(1, 1, 7, 4.6)
+    for color, (name, facts) in zip(_COLORS, searches.items(), strict=False):
+        x, y, spread = (
+            np.array([row[key] for row in facts["front"]]) for key in ("sparsity", "predicted_loss", "predicted_stderr")
+        )
+        if len(x):
+            ax.plot(x, y, "-o", color=color, markersize=3, label=f"after {name}: predicted, best policy")
+            ax.fill_between(x, y - spread, y + spread, color=color, alpha=0.15, linewidth=0)
+        points = [(row["sparsity"], row["loss"]) for row in facts["candidates"] if row["loss"] is not None]
+        ax.plot(*zip(*points, strict=True), "x", color=color, label=f"{name}: candidates, measured")
+    ax.set(
+        title="The loss of every sparsity that one search serves",
+        xlabel="sparsity (removed / prunable weights)",
+        ylabel="loss above the dense model (nats per token)",
+    )
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def _layer(matrix: str) -> int:
     return int(matrix.split(".")[1])

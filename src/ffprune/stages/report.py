@@ -52,10 +52,11 @@ def run(ctx: StageContext) -> None:
             for row in rows
         ],
     }
-    policies = {}
-    for path in (SEARCH_POLICY, TRANSFER_POLICY):
+    policies, searches = {}, {}
+    for name, path in (("search", SEARCH_POLICY), ("transfer", TRANSFER_POLICY)):
         allocation, facts = read_policy(ctx.path(path))
         policies[f"sparsity {facts['sparsity_target']:g}"] = allocation
+        searches[name] = facts
     drawn = {
         "policy": figures.policy(policies),
         "episodes": figures.episodes(
@@ -64,6 +65,7 @@ def run(ctx: StageContext) -> None:
                 "transfer": artifacts.read_csv(ctx.path(TRANSFER_EPISODES)),
             }
         ),
+        "front": figures.front(searches),
         "sensitivity": figures.sensitivity(
             artifacts.read_json(ctx.path(TRACES)), artifacts.read_json(ctx.path(CURVES))
         ),
