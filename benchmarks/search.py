@@ -2,8 +2,10 @@
 
 Every search is rewarded by the divergence from the dense model on windows of validation text that it may draw, and its
 answer is judged by perplexity on the fixed windows that no search draws from. EAS and EvoPress begin with the uniform
-policy and random ones, as published; ours with the loss curves of the sensitivity stage, whose tokens are counted
-(three times: forward and backward), as are all comparisons of candidates. One process, one machine: ratios only.
+policy and random ones, as published, and spend --trials; ours begins with the loss curves of the sensitivity stage,
+whose tokens are counted (three times: forward and backward), as are all comparisons of candidates. FF and SS as printed
+spend as many tokens as ours. An ablation changes one thing about ours, at 20%, with the first seed. One process, one
+machine: ratios only.
 
     python benchmarks/search.py [--project FOLDER] [--seeds N] [--trials N] [--again] [--sparsity S ...]
 
@@ -19,6 +21,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,15 +32,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ffprune.allocate.agent import PRESETS
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.evolution import Evolution, eas
 from ffprune.allocate.evopress import EvoPress, evopress
 from ffprune.allocate.guidance import Guidance
-from ffprune.allocate.guided import guided
+from ffprune.allocate.guided import GuidedResult, guided
 from ffprune.allocate.problem import Problem
-from ffprune.allocate.search import Candidate, NoStore, search
+from ffprune.allocate.search import Candidate, NoStore, SearchResult, search
 from ffprune.allocate.uniform import handmade, uniform
 from ffprune.compress.structured import Plan, prepare
 from ffprune.core.budget import Bounds
@@ -57,6 +62,9 @@ HERE = Path(__file__).resolve().parent
 RUNS, RESULTS = HERE / "results" / "search_runs.json", HERE / "results" / "search.json"
 BOUNDS, STEP, FIXED, SAMPLES = Bounds(0.2, 1.0), 32, 16, 2
 COMMAND = "python benchmarks/search.py"
+TRIALS = 48
+"""Of ours; what the others spend is measured against it."""
+Curves = list[NDArray[np.float64]]
 
 
 class Bench:
@@ -71,7 +79,7 @@ class Bench:
         self.params = params
         windows = sample_windows(root / DENSE, root / VALIDATION, params.search.seqlen, 0, params.seed, "search.seqlen")
         view = ModelView(load(root / DENSE, params.compute, torch.float32))
-        self.curves = [np.array(row["loss"]) for row in artifacts.read_json(root / CURVES)]
+        self.curves: Curves = [np.array(row["loss"]) for row in artifacts.read_json(root / CURVES)]
         fisher = params.sensitivity.fisher
         self.evidence_tokens = 3 * fisher.windows * fisher.seqlen
         orders = read_orders(view, root / ORDER, repaired=True)
@@ -79,22 +87,29 @@ class Bench:
         self.plan: Plan = prepare(view, orders, levels, DTYPES[params.compute.dtype])
         self.units = view.units
         self.windows = windows
-        self.reward = self._reward("divergence")
+        self.reward = self.reward_of("divergence")
 
-    def _reward(self, kind: str) -> ModelReward:
+    def reward_of(self, kind: str, repaired: bool = True) -> ModelReward:
+        """A reward of the same samples; without repair, the cut as it is."""
         spent = {"samples": SAMPLES, "final_samples": FIXED, "batch_size": 8}
         trials = self.params.search.model_copy(update=spent)
-        return trial_reward(self.plan, self.units, self.windows, kind, trials, 0)
+        plan = self.plan if repaired else replace(self.plan, levels=None)
+        return trial_reward(plan, self.units, self.windows, kind, trials, 0)
 
-    def problem(self, sparsity: float, informed: bool) -> Problem:
-        """With the starts that the stage search knows, or with the uniform policy alone."""
+    def problem(self, sparsity: float, curves: Curves | None) -> Problem:
+        """With the starts that the stage search knows, or, without curves, with the uniform policy alone."""
         starts = {"uniform": uniform(self.units, sparsity, BOUNDS)}
-        if informed:
+        if curves is not None:
             starts = {
-                "dynamic programming": dynamic_programming(self.units, self.curves, sparsity, BOUNDS, STEP),
+                "dynamic programming": dynamic_programming(self.units, curves, sparsity, BOUNDS, STEP),
                 "handmade": handmade(self.units, sparsity, BOUNDS),
             }
         return Problem(self.units, sparsity, BOUNDS, "water_fill", STEP, self.reward, starts)
+
+    @property
+    def ignorant(self) -> Curves:
+        """Curves of somebody who knows the units' sizes and nothing of the model."""
+        return [u.params * (1 - np.linspace(0, 1, u.granules + 1)) ** 2 for u in self.units]
 
 
 def main() -> int:
@@ -121,56 +136,85 @@ def main() -> int:
     for seed in range(chosen.seeds):
         for sparsity in chosen.sparsity:
             for name, run in METHODS.items():
-                key = f"{name} {sparsity:g} seed {seed}"
-                if key not in runs:
-                    started = time.monotonic()
-                    runs[key] = run(bench, sparsity, seed, chosen.trials)
-                    runs[key]["seconds"] = round(time.monotonic() - started, 1)
-                    _keep(runs)
-                    print(key, json.dumps(runs[key]), flush=True)
+                _measure(runs, f"{name} {sparsity:g} seed {seed}", partial(run, bench, sparsity, seed, chosen.trials))
+    for name, ablate in ABLATIONS.items():
+        _measure(runs, f"ablation: {name}", partial(ablate, bench))
     return 0
+
+
+def _measure(runs: dict[str, Any], key: str, run: Callable[[], dict[str, Any]]) -> None:
+    if key in runs:
+        return
+    started = time.monotonic()
+    found = run()
+    runs[key] = found | {"seconds": round(time.monotonic() - started, 1)}
+    _keep(runs)
+    print(key, json.dumps(runs[key]), flush=True)
+
+
+def _guided(
+    problem: Problem, curves: Curves, trials: int, seed: int, schedule: Schedule, trained: Any = None
+) -> GuidedResult:
+    return guided(
+        problem,
+        curves,
+        Guidance(0.1, 0.4),
+        PRESETS["guided"],
+        schedule,
+        trials,
+        2,
+        seed,
+        NoStore(),
+        lambda episode: None,
+        trained,
+    )
+
+
+FLAT = Schedule(1.0, 1.0, 0.0)
 
 
 def _ours(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
     """The best answer after 0, 16, 32 and 48 trials; what was tried before comes from the reward's memory."""
     del trials
     steps = []
-    for count in (0, 16, 32, 48):
-        found = guided(
-            bench.problem(sparsity, informed=True),
-            bench.curves,
-            Guidance(0.1, 0.4),
-            PRESETS["guided"],
-            Schedule(1.0, 1.0, 0.0),
-            count,
-            2,
-            seed,
-            NoStore(),
-            lambda episode: None,
-        )
-        tokens = bench.evidence_tokens + sum(e.outcome.tokens for e in found.episodes) + _read(found.candidates)
-        steps.append({"trials": len(found.episodes), "tokens": tokens} | _answer(found.best))
+    for count in range(0, TRIALS + 1, 16):
+        found = _guided(bench.problem(sparsity, bench.curves), bench.curves, count, seed, FLAT)
+        steps.append(_spent(found, bench.evidence_tokens))
     return {"steps": steps, **steps[-1]}
 
 
-def _warm(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
+def _transferred(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
+    """A third of the trials, after a search at the other sparsity, whose tokens are not counted."""
     del trials
-    schedule = Schedule.scaled(0.6, 0.01, 500, episodes=48)
-    problem = bench.problem(sparsity, informed=True)
-    found = search(problem, PRESETS["warm"], schedule, 48, 2, seed, NoStore(), lambda episode: None)
-    tokens = bench.evidence_tokens + sum(e.outcome.tokens for e in found.episodes) + _read(found.candidates)
-    return {"trials": len(found.episodes), "tokens": tokens} | _answer(found.best)
+    other = 0.5 - sparsity
+    first = _guided(bench.problem(other, bench.curves), bench.curves, TRIALS, seed, FLAT)
+    return _spent(_guided(bench.problem(sparsity, bench.curves), bench.curves, TRIALS // 3, seed, FLAT, first.agent), 0)
+
+
+def _ppo(preset: str, mapping: str, reward: str, informed: bool) -> Callable[[Bench, float, int, int], dict[str, Any]]:
+    def run(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
+        del trials
+        evidence = bench.evidence_tokens if informed else 0
+        # As many tokens as ours reads: the evidence is worth trials too.
+        count = TRIALS + round((bench.evidence_tokens - evidence) / (SAMPLES * (bench.windows.shape[1] - 1)))
+        problem = bench.problem(sparsity, bench.curves if informed else None)
+        problem = replace(problem, mapping=mapping, reward=bench.reward_of(reward))
+        schedule = Schedule.scaled(0.6, 0.01, 500, episodes=count)
+        found = search(problem, PRESETS[preset], schedule, count, 2, seed, NoStore(), lambda episode: None)
+        return _judged(bench, _spent(found, evidence), found.best)
+
+    return run
 
 
 def _eas(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
-    found = eas(bench.problem(sparsity, informed=False), Evolution(), trials, seed, lambda trial: None)
+    found = eas(bench.problem(sparsity, None), Evolution(), trials, seed, lambda trial: None)
     tokens = sum(t.outcome.tokens for t in found.trials) + _read(found.candidates)
     return {"trials": len(found.trials), "tokens": tokens} | _answer(found.best)
 
 
 def _evopress(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
     settings = EvoPress(offspring=32, survivors=(4, 1), fidelities=(1 / SAMPLES, 1.0))
-    found = evopress(bench.problem(sparsity, informed=False), settings, trials, seed, lambda trial: None)
+    found = evopress(bench.problem(sparsity, None), settings, trials, seed, lambda trial: None)
     tokens = sum(t.outcome.tokens for t in found.trials) + _read(found.candidates)
     return {"trials": len(found.trials), "tokens": tokens} | _answer(found.best)
 
@@ -179,12 +223,51 @@ METHODS: dict[str, Callable[[Bench, float, int, int], dict[str, Any]]] = {
     "guided": _ours,
     "evopress": _evopress,
     "eas": _eas,
-    "warm": _warm,
+    "warm": _ppo("warm", "water_fill", "divergence", informed=True),
+    "fastforward": _ppo("fastforward", "greedy_fill", "perplexity_ratio", informed=False),
+    "sparsitysolver": _ppo("sparsitysolver", "sequential_cap", "inverse_perplexity", informed=False),
+    "transfer": _transferred,
 }
+
+
+def _ablation(
+    *, knows: bool = True, repaired: bool = True, curriculum: bool = False, **change: Any
+) -> Callable[[Bench], dict[str, Any]]:
+    def run(bench: Bench) -> dict[str, Any]:
+        curves = bench.curves if knows else bench.ignorant
+        reward = bench.reward if repaired else bench.reward_of("divergence", repaired=False)
+        problem = replace(bench.problem(0.2, curves), reward=reward, **change)
+        schedule = Schedule.scaled(0.6, 0.01, 500, episodes=TRIALS) if curriculum else FLAT
+        found = _guided(problem, curves, TRIALS, 0, schedule)
+        return _judged(bench, _spent(found, bench.evidence_tokens if knows else 0), found.best)
+
+    return run
+
+
+ABLATIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "no warm start": _ablation(knows=False),
+    "no compensation in the reward": _ablation(repaired=False),
+    "curriculum": _ablation(curriculum=True),
+    "mapping greedy_fill": _ablation(mapping="greedy_fill"),
+    "mapping sequential_cap": _ablation(mapping="sequential_cap"),
+}
+"""No surrogate: that is the method warm, which has the same start. No curriculum is how ours runs here."""
 
 
 def _read(candidates: list[Candidate]) -> int:
     return sum(candidate.outcome.tokens for candidate in candidates)
+
+
+def _spent(found: SearchResult, evidence: int) -> dict[str, Any]:
+    """The answer, the trials and all tokens that were read for it."""
+    tokens = evidence + sum(e.outcome.tokens for e in found.episodes) + _read(found.candidates)
+    return {"trials": len(found.episodes), "tokens": tokens} | _answer(found.best)
+
+
+def _judged(bench: Bench, row: dict[str, Any], best: Candidate) -> dict[str, Any]:
+    """The same answer, judged as all are: repaired, on the fixed samples."""
+    judged = Candidate(best.name, best.allocation, bench.reward(best.allocation, SAMPLES, None))
+    return row | _answer(judged)
 
 
 def _answer(best: Candidate) -> dict[str, Any]:
@@ -198,8 +281,8 @@ def _cost(bench: Bench) -> dict[str, list[float]]:
     rng = np.random.default_rng(0)
     windows = bench.windows[FIXED : FIXED + SAMPLES]
     seconds: dict[str, list[float]] = {"set": [], "trial": [], "forward": [], "perplexity_trial": []}
-    plain = bench._reward("perplexity_ratio")
-    problem = bench.problem(0.2, informed=True)
+    plain = bench.reward_of("perplexity_ratio")
+    problem = bench.problem(0.2, bench.curves)
     # As after a search's first trials: every unit was factorised once, for a level that the bank lacks.
     levels = bench.plan.levels
     assert levels is not None
@@ -298,7 +381,37 @@ def _rows(runs: dict[str, Any]) -> list[dict[str, Any]]:
             if tokens:
                 rows.append(row(f"{rival}_tokens_over_ours_{sparsity}", tokens, goal))
                 rows.append(row(f"ours_over_{rival}_perplexity_{sparsity}", quality, "< 1"))
+        for rival in ("warm", "fastforward", "sparsitysolver"):
+            pairs = _beside(runs, ours, f"{rival} {sparsity}")
+            if pairs:
+                quality = [mine["ratio"] / other["ratio"] for mine, other in pairs]
+                rows.append(row(f"ours_over_{rival}_perplexity_at_equal_tokens_{sparsity}", quality, "< 1"))
+        if ours:
+            start = [v["ratio"] / v["steps"][0]["ratio"] for v in ours.values()]
+            rows.append(row(f"ours_over_dynamic_programming_perplexity_{sparsity}", start, "< 1"))
+        if pairs := _beside(runs, ours, f"transfer {sparsity}"):
+            rows.append(
+                row(f"transfer_tokens_share_{sparsity}", [b["tokens"] / a["tokens"] for a, b in pairs], "<= 0.15")
+            )
+            rows.append(
+                row(f"transfer_over_scratch_perplexity_{sparsity}", [b["ratio"] / a["ratio"] for a, b in pairs], "<= 1")
+            )
+    whole = runs.get("guided 0.2 seed 0")
+    for key, found in runs.items():
+        if whole and key.startswith("ablation: "):
+            rows.append(
+                row(
+                    key.replace(": ", "_").replace(" ", "_") + "_over_ours_perplexity",
+                    [found["ratio"] / whole["ratio"]],
+                    "report",
+                )
+            )
     return rows
+
+
+def _beside(runs: dict[str, Any], ours: dict[str, Any], name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Ours and another of the same seed."""
+    return [(mine, runs[f"{name} seed {seed}"]) for seed, mine in ours.items() if f"{name} seed {seed}" in runs]
 
 
 if __name__ == "__main__":
