@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from wrapt import register_post_import_hook
+
 if TYPE_CHECKING:
     from ffprune.models.checkpoint import load_model
 
@@ -20,3 +22,13 @@ def __getattr__(name: str) -> Any:
 
         return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _register(_: object) -> None:
+    from ffprune.models.pretrained import register
+
+    register()
+
+
+# AutoModelForCausalLM loads pruned folders once ffprune is imported, whichever of the two comes first.
+register_post_import_hook(_register, "transformers.models.auto.modeling_auto")

@@ -74,9 +74,6 @@ def test_a_pruned_folder_has_a_config_that_transformers_reads(model, folder):
     assert [c.intermediate_size for c in config.per_layer_config] == [
         layer.mlp.down_proj.in_features for layer in model.model.layers
     ]
-    # transformers 5.23 reads the shapes but does not build them: it must fail, not guess.
-    with pytest.raises(RuntimeError, match="mismatched"):
-        AutoModelForCausalLM.from_pretrained(folder)
 
 
 def test_a_folder_that_transformers_wrote_loads(make_model, tokens, tmp_path):

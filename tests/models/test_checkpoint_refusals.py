@@ -73,7 +73,7 @@ def test_a_layer_that_is_not_there_is_refused(folder):
 
 def test_uneven_groups_are_refused(folder):
     edit_config(folder, per_layer_config={"1": {"num_attention_heads": 5, "num_key_value_heads": 2}})
-    with pytest.raises(UnsupportedArchitecture, match="Layer 1 has 5 query heads for 2"):
+    with pytest.raises(CorruptModel, match="layer 1 is to have 5 query heads for 2"):
         load_model(folder)
 
 

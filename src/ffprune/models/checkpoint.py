@@ -27,7 +27,9 @@ from transformers import (
 
 from ffprune.core.errors import DiskFull, MissingInput, UnsafeFile
 from ffprune.models.families import family_named, family_of
-from ffprune.models.layer_config import quiet_transformers, read_layer_config, resize, write_layer_config
+from ffprune.models.layer_config import quiet_transformers, read_layer_config, settle, write_layer_config
+from ffprune.models.modeling_pruned import narrow
+from ffprune.models.pretrained import is_ours, name_code, needs_code, write_code
 from ffprune.models.view import ModelView
 from ffprune.models.weights import CorruptModel, fill, placement, weight_files
 
@@ -65,6 +67,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             # A model that runs its own code can only be loaded again with that code next to it.
             for code in Path(config._name_or_path).glob("*.py"):
                 shutil.copy(code, folder)
+        if needs_code(config):
+            write_code(folder, config)
 
 
 def load_model(
@@ -99,7 +103,8 @@ def load_model(
     config = _read_config(path, trust_remote_code)
     files = weight_files(path)
     with quiet_transformers():
-        shapes = read_layer_config(config, family_of(config))
+        family = family_of(config)
+        shapes = read_layer_config(config, family)
         # transformers builds all layers from the global values, which a heterogeneous config hides.
         config.per_layer_config = None
         with torch.device("meta"):
@@ -107,7 +112,10 @@ def load_model(
                 config, dtype=dtype, trust_remote_code=trust_remote_code
             )
         model.tie_weights()
-        resize(model, shapes)
+        try:
+            narrow(model, shapes, family.layout)
+        except ValueError as error:
+            raise _bad_config(path / "config.json", error) from error
         write_layer_config(model.config, ModelView(model))
         devices = placement(model, device, device_map)
         fill(model, files, dtype, devices)
@@ -153,8 +161,10 @@ def _present_config(model: PreTrainedModel) -> PretrainedConfig:
     config = copy.deepcopy(model.config)
     with quiet_transformers():
         write_layer_config(config, ModelView(model))
+        settle(config, family_of(config))
     config.dtype = model.dtype
     config.architectures = [type(model).__name__]
+    name_code(config)
     return config
 
 
@@ -188,7 +198,8 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
     except ValueError as error:
         raise _bad_config(file, error) from error
     family_named(str(raw.get("model_type")), raw)
-    if {"AutoConfig", "AutoModelForCausalLM"} & set(raw.get("auto_map", ())) and not trust_remote_code:
+    foreign = {key for key, value in raw.get("auto_map", {}).items() if not is_ours(value)}
+    if {"AutoConfig", "AutoModelForCausalLM"} & foreign and not trust_remote_code:
         raise UnsafeFile(
             f"The model in {path} runs Python code of its own ({raw['auto_map']})",
             "ffprune runs no code from a model folder unless told to",

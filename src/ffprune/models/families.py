@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -49,6 +50,22 @@ class Family:
     heads_attribute: str | None
     ratio_attribute: str | None
     marks: tuple[str, ...]
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Role -> path inside a layer, of all prunable linears."""
+        return {
+            **self.attention_inputs,
+            "o": self.attention_output,
+            **self.ffn_inputs,
+            "down": self.ffn_output,
+        }
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """The row as :mod:`ffprune.models.modeling_pruned` reads it: plain values, fit to be written into a file."""
+        names = ("layers", "attention", "paths", "heads", "kv_heads", "ffn_width", "heads_attribute", "ratio_attribute")
+        return {name: getattr(self, name) for name in names}
 
 
 def _llama_layout(model_type: str) -> Family:

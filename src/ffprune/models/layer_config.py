@@ -2,27 +2,24 @@
 
 The global values stay those of the dense model, since transformers derives the head width and validates
 the hidden size from them; only layers that differ get an override. transformers 5.23 stores such configs
-but builds every layer from the global values, hence :func:`resize`.
+but builds every layer from the global values, hence :mod:`ffprune.models.modeling_pruned`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from ffprune.models.families import Family
-from ffprune.models.view import Block, ModelView
+from ffprune.models.modeling_pruned import widths
+from ffprune.models.view import ModelView
 
 
-@dataclass(frozen=True)
-class LayerShape:
+class LayerShape(NamedTuple):
     """What pruning may change in one decoder layer.
 
     Attributes:
@@ -38,10 +35,7 @@ class LayerShape:
 
 def read_layer_config(config: PretrainedConfig, family: Family) -> list[LayerShape]:
     """The shape of every decoder layer that a config asks for."""
-    return [
-        LayerShape(getattr(c, family.heads), getattr(c, family.kv_heads), getattr(c, family.ffn_width))
-        for c in config.per_layer_config
-    ]
+    return [LayerShape(*shape) for shape in widths(config, family.layout)]
 
 
 def write_layer_config(config: PretrainedConfig, view: ModelView) -> None:
@@ -66,32 +60,20 @@ def write_layer_config(config: PretrainedConfig, view: ModelView) -> None:
         config.per_layer_config = overrides
 
 
-def resize(model: PreTrainedModel, shapes: Sequence[LayerShape]) -> None:
-    """Give the layers of a model without weights (on the meta device) their own shapes, in place.
+def settle(config: PretrainedConfig, family: Family) -> None:
+    """Where all layers have the same shape, make it the global one, in place: a stock model, which needs no code.
 
-    Raises:
-        UnsupportedArchitecture: a layer's query heads do not divide into its key/value groups.
+    The width of a head must then be written down (it is else derived from their number), and transformers wants the
+    hidden width to be a multiple of the heads.
     """
-    for block, shape in zip(ModelView(model).blocks, shapes, strict=True):
-        sizes = _sizes(block, shape)
-        for role, linear in block.linears.items():
-            if role in ("o", "down"):
-                linear.in_features = sizes[role]
-            else:
-                linear.out_features = sizes[role]
-                if linear.bias is not None:
-                    linear.bias = nn.Parameter(torch.empty(sizes[role], device="meta"))
-            linear.weight = nn.Parameter(
-                torch.empty(linear.out_features, linear.in_features, device="meta"),
-            )
-    for block in ModelView(model).blocks:
-        block.sync_heads()
-
-
-def _sizes(block: Block, shape: LayerShape) -> dict[str, int]:
-    query, key = shape.heads * block.head_dim, shape.groups * block.head_dim
-    sizes = dict.fromkeys(("gate", "up", "down"), shape.channels)
-    return {"q": query, "k": key, "v": key, "o": query, **sizes}
+    shapes = read_layer_config(config, family)
+    shape, same = shapes[0], len(set(shapes)) == 1
+    explicit = getattr(config, "head_dim", None) is not None and config.hidden_size % shape.heads == 0
+    if same and (explicit or shape.heads == getattr(config, family.heads)):
+        config.per_layer_config = None
+        config.allow_global_per_layer_attribute_access = False
+        for name, value in zip((family.heads, family.kv_heads, family.ffn_width), shape, strict=True):
+            setattr(config, name, value)
 
 
 @contextmanager

@@ -75,14 +75,8 @@ class Block:
 
     def __init__(self, layer: nn.Module, index: int, family: Family) -> None:
         self.layer, self.index = layer, index
-        paths = {
-            **family.attention_inputs,
-            "o": family.attention_output,
-            **family.ffn_inputs,
-            "down": family.ffn_output,
-        }
         self.attention = _submodule(layer, family.attention, family)
-        self.linears = {role: _linear(layer, path, family) for role, path in paths.items()}
+        self.linears = {role: _linear(layer, path, family) for role, path in family.paths.items()}
         self.head_dim = int(self.attention.head_dim)  # type: ignore[arg-type]
         heads, groups = (self.linears[role].out_features // self.head_dim for role in "qk")
         if groups == 0 or heads % groups:
