@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,6 +88,17 @@ def plan(
     from ffprune.stages.plan import print_plan
 
     print_plan(model, load_params())
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A folder with config.json and safetensors.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show what a model folder holds: widths of every layer, zeros, bytes, how it loads."""
+    from ffprune.stages.inspect import print_inspection
+
+    print_inspection(path, as_json)
 
 
 @profile.command("list")

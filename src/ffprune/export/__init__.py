@@ -1,0 +1,1 @@
+"""Models for others: what a folder holds, and what other programs read."""
