@@ -112,7 +112,7 @@ def test_a_mapping_is_asked_at_the_sparsity_that_costs_the_budget(
     ends = [table.at(np.full(len(units), end)) for end in (bounds.low, bounds.high)]
     sparsity = 1 - (ends[0] + share * (ends[1] - ends[0])) / dense
     found = on_budget(lambda asked: MAPPINGS[mapping](scores, units, asked, bounds), units, sparsity)
-    assert table.at(found) == pytest.approx((1 - sparsity) * dense, rel=1e-4)
+    assert table.at(found) == pytest.approx((1 - sparsity) * dense, rel=1e-3)
 
 
 # --- exact budget ---

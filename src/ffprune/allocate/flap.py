@@ -28,7 +28,7 @@ def global_threshold(units: Sequence[Unit], scores: Sequence[Floats], sparsity: 
         units: N structured units.
         scores: per unit, float64 ``[granules, width]``, scores of the columns of its granules
             (:func:`ffprune.core.fluctuation.wifv`), or ``[granules]``; flat ``[granules * width]`` will do.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost.
         bounds: retention bounds.
 
     Raises:

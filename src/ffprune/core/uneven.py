@@ -11,7 +11,7 @@ from ffprune.core.units import Unit
 
 Floats = NDArray[np.float64]
 
-_HALVINGS = 24
+_HALVINGS = 16
 """Of a sparsity; what is left is less than a granule, which rounding settles."""
 
 
