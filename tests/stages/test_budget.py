@@ -141,7 +141,7 @@ def test_the_table_tells_times_and_the_machine(here: Path, monkeypatch: pytest.M
     monkeypatch.setattr(latency_stage, "load", lambda *_: model)
     monkeypatch.setattr(latency_stage, "block_latencies", measured)
     table = run(search={"budget": "latency"}, latency={"phase": "decode", "tokens": 7})
-    assert asked == [Probe("decode", 7, 1, 12, 5)]
+    assert asked == [Probe("decode", 7, 1, 12, 10)]
     assert table["machine"] == machine("cpu")
     assert table["measured_with"]["dtype"] == "float32"
     assert (table["dense_milliseconds"], table["sum_milliseconds"]) == (9.0, pytest.approx(10.0))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ffprune.core.latency import BlockTimes, measured_counts
 from ffprune.core.tables import look_up
@@ -29,7 +31,7 @@ class Probe:
         tokens: in a sequence.
         batch: sequences at a time.
         widths: numbers of granules measured per kind of unit, besides one.
-        repeats: rounds; the least time counts.
+        repeats: rounds.
     """
 
     phase: str
@@ -45,7 +47,7 @@ class Latencies:
 
     Attributes:
         times: of the units of every shape.
-        dense_milliseconds: of all decoder layers, dense, timed as one; the times of dense units add up to about this.
+        dense_milliseconds: of all dense decoder layers; the times of dense units add up to about this.
     """
 
     times: tuple[BlockTimes, ...]
@@ -58,12 +60,14 @@ class Latencies:
 
 
 def block_latencies(view: ModelView, probe: Probe, progress: Callable[[int, int], None]) -> Latencies:
-    """Time the decoder with its units at several widths, all in turns.
+    """Time every decoder layer with its units at several widths, all in turns.
 
-    One shape of unit is varied at a time, in all its layers, while every other unit keeps one granule: an attention's
-    time at k groups is that of the layers beyond the layers with one granule everywhere, plus these (norms and
-    residual sums, which nothing removes, are counted here, once a layer); an FFN's is the first part alone. What the
-    decoder takes without its layers (embedding, final norm) is subtracted. Weights are contiguous, as a pruned model's.
+    One kind of unit is varied at a time, while every other unit keeps one granule: an attention's time at k groups is
+    that of its layer then (norms and residual sums, which nothing removes, are counted here, once a layer); an FFN's is
+    what its layer takes beyond the one with one granule of each. Layers are timed one by one in a pass of the whole
+    decoder, so that weights are not in the cache, and layers of one shape are samples of one time: the least of all
+    layers and rounds is what is left when other load, which only adds, takes a break. Weights are contiguous, as a
+    pruned model's.
 
     Args:
         view: the dense model; units are set while it is measured, and set back.
@@ -77,29 +81,33 @@ def block_latencies(view: ModelView, probe: Probe, progress: Callable[[int, int]
     shapes = _shapes(view)
     counts = [measured_counts(view.units[members[0]].granules, probe.widths) for members in shapes]
     ones, dense = [1] * len(view.units), [unit.granules for unit in view.units]
-    # None: no layer at all. A shape at one granule is `ones`.
-    states: list[list[int] | None] = [None, ones, dense]
+    # The first of a shape's counts is `ones`.
+    states = [ones, dense]
     for members, kept in zip(shapes, counts, strict=True):
         states += [[k if i in members else 1 for i in range(len(ones))] for k in kept[1:]]
+    best = np.full((len(states), len(view.blocks)), np.inf)
     with ready(view.model):
         tokens = random_tokens(view.model, probe.tokens + _DECODED, probe.batch, seed=0)
-        best = [float("inf")] * len(states)
         for turn in range(probe.repeats):
             for place, state in enumerate(states):
                 with _set(view, state):
-                    time(view, tokens)  # warms up
-                    best[place] = min(best[place], 1000 * time(view, tokens))
+                    best[place] = np.minimum(best[place], 1000 * np.array(time(view, tokens)))
                 progress(turn * len(states) + place + 1, probe.repeats * len(states))
-    nothing, least, whole, *rest = best
-    floor = (least - nothing) / len(view.blocks)
+    least, whole, *rest = best
     times = []
     for members, kept in zip(shapes, counts, strict=True):
+        layers = [view.units[i].layer for i in members]
         own, rest = rest[: len(kept) - 1], rest[len(kept) - 1 :]
-        base = floor if view.units[members[0]].kind == "attention" else 0.0
-        taken = (base, *(base + (value - least) / len(members) for value in own))
+        first = float(least[layers].min())
+        taken = [first, *(float(row[layers].min()) for row in own)]
+        base = 0.0 if view.units[members[0]].kind == "attention" else first
         names = tuple(view.units[i].name for i in members)
-        times.append(BlockTimes(names, view.units[members[0]].granules, kept, taken))
-    return Latencies(tuple(times), whole - nothing)
+        times.append(BlockTimes(names, view.units[members[0]].granules, kept, tuple(value - base for value in taken)))
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for block in view.blocks:
+        mine = (n for n, members in enumerate(shapes) for i in members if view.units[i].layer == block.index)
+        alike.setdefault(tuple(mine), []).append(block.index)
+    return Latencies(tuple(times), sum(len(layers) * float(whole[layers].min()) for layers in alike.values()))
 
 
 def _shapes(view: ModelView) -> list[list[int]]:
@@ -113,12 +121,8 @@ def _shapes(view: ModelView) -> list[list[int]]:
 
 
 @contextmanager
-def _set(view: ModelView, kept: Sequence[int] | None) -> Iterator[None]:
-    """The model with the first so many granules of every unit, or without its layers."""
-    if kept is None:
-        with _without_layers([block.layer for block in view.blocks]):
-            yield
-        return
+def _set(view: ModelView, kept: Sequence[int]) -> Iterator[None]:
+    """The model with the first so many granules of every unit; as it was afterwards."""
     dense = [read_unit(view, index) for index in range(len(view.units))]
     try:
         for index, count in enumerate(kept):
@@ -130,32 +134,41 @@ def _set(view: ModelView, kept: Sequence[int] | None) -> Iterator[None]:
 
 
 @contextmanager
-def _without_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
-    for layer in layers:
-        layer.forward = lambda hidden, **_: hidden
+def _clocked(view: ModelView) -> Iterator[list[float]]:
+    """Gives the least seconds that each layer takes, float ``[layers]``, of the passes made meanwhile."""
+    least, started = [float("inf")] * len(view.blocks), [0.0]
+
+    def begin(*_: Any) -> None:
+        started[0] = now(view.model)
+
+    def end(index: int, *_: Any) -> None:
+        least[index] = min(least[index], now(view.model) - started[0])
+
+    hooks = [block.layer.register_forward_pre_hook(begin) for block in view.blocks]
+    hooks += [block.layer.register_forward_hook(partial(end, block.index)) for block in view.blocks]
     try:
-        yield
+        yield least
     finally:
-        for layer in layers:
-            del layer.forward
+        for hook in hooks:
+            hook.remove()
 
 
-def _prefill(view: ModelView, tokens: Tensor) -> float:
-    """Seconds of one pass over all but the last tokens, which fills a KV cache; the LM head is left out."""
+def _prefill(view: ModelView, tokens: Tensor) -> list[float]:
+    """Seconds of every layer in a pass over all but the last tokens, which fills a KV cache."""
     decoder: Any = view.model.get_decoder()  # type: ignore[no-untyped-call]  # of a library
-    started = now(view.model)
-    decoder(input_ids=tokens[:, :-_DECODED], use_cache=True)
-    return now(view.model) - started
+    with _clocked(view) as least:
+        decoder(input_ids=tokens[:, :-_DECODED], use_cache=True)
+    return least
 
 
-def _decode(view: ModelView, tokens: Tensor) -> float:
-    """Seconds of one token with a KV cache, the mean over the last tokens."""
+def _decode(view: ModelView, tokens: Tensor) -> list[float]:
+    """Seconds of every layer for one token with a KV cache, the least of the last tokens."""
     decoder: Any = view.model.get_decoder()  # type: ignore[no-untyped-call]  # of a library
     cache = decoder(input_ids=tokens[:, :-_DECODED], use_cache=True).past_key_values
-    started = now(view.model)
-    for token in torch.split(tokens[:, -_DECODED:], 1, dim=1):
-        cache = decoder(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
-    return (now(view.model) - started) / _DECODED
+    with _clocked(view) as least:
+        for token in torch.split(tokens[:, -_DECODED:], 1, dim=1):
+            cache = decoder(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
+    return least
 
 
-PHASES: dict[str, Callable[[ModelView, Tensor], float]] = {"prefill": _prefill, "decode": _decode}
+PHASES: dict[str, Callable[[ModelView, Tensor], list[float]]] = {"prefill": _prefill, "decode": _decode}

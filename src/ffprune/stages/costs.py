@@ -167,9 +167,9 @@ def _latency(shape: _Shape, params: Params) -> Cost:
     given = params.latency
     if params.search.budget != "latency":
         return Cost("latency", LIBRARIES, 0)
-    # Two passes a turn, over units of half their width on the whole, a kind at a time.
+    # A pass for every width, over units of half their width on the whole.
     tokens = given.batch * given.tokens
-    passes = 2 * given.repeats * given.widths
+    passes = given.repeats * given.widths
     return Cost(
         "latency",
         shape.loaded(2 * shape.size) + shape.size * shape.activations(tokens),
