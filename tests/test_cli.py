@@ -8,6 +8,7 @@ import pytest
 
 from ffprune import cli
 from ffprune.stages.record import STAGES
+from tests.tiny import llama
 from tests.toy import REPO
 
 
@@ -41,6 +42,19 @@ def test_a_refusal_is_one_message_and_status_2(
     assert shown.startswith("error: the parameters were asked of params.yaml")
     assert shown.count("\n") == 1
     assert run_cli(monkeypatch, "run") == 2
+
+
+def test_params_check_asks_the_model_that_is_there_what_a_budget_reaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (REPO / "params.yaml").read_text()
+    text = text.replace("  sparsity: 0.2 ", "  sparsity: 0.79 ").replace("  budget: parameters ", "  budget: macs ")
+    Path("params.yaml").write_text(text)
+    assert run_cli(monkeypatch, "params", "check") == 0
+    llama().config.save_pretrained("models/dense")
+    assert run_cli(monkeypatch, "params", "check") == 2
+    assert "error: sparsity 0.79 was asked for, as a share of macs" in capsys.readouterr().err
 
 
 def test_params_check_refuses_methods_whose_parts_do_not_go_together(

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, MixtralConfig, PretrainedConfig, Qwen3Config
 
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
@@ -56,6 +57,20 @@ class FamilySuite:
                 assert count == 0
             elif name.endswith(("_proj.bias", "fc1.bias")):
                 assert count > 0
+
+    def test_removing_a_granule_removes_its_multiply_adds(self, view, tokens):
+        # Without sdpa's causal short cuts, every token is multiplied with all of its window.
+        view.model.set_attn_implementation("eager")
+
+        def counted() -> int:
+            with FlopCounterMode(display=False) as counter:
+                view.model(tokens)
+            return counter.get_total_flops()
+
+        for index, unit in enumerate(view.units):
+            before = counted()
+            slice_unit(view, index, torch.arange(unit.granules - 1))
+            assert before - counted() == 2 * tokens.numel() * view.granule_macs(tokens.shape[1])[index]
 
     def test_masked_equals_sliced(self, view, tokens, uneven):
         twin = ModelView(copy_model(view.model))

@@ -10,7 +10,9 @@ from ffprune.allocate.agent import PRESETS
 from ffprune.core.errors import MissingInput, ParameterError
 from ffprune.core.importance import CRITERIA
 from ffprune.core.policy import MAPPINGS
+from ffprune.evaluate.latency import PHASES
 from ffprune.evaluate.reward import REWARDS
+from ffprune.stages.budget import BUDGETS
 from ffprune.stages.params import Scoped, UndeclaredSection, load_params, read_yaml, validate
 from ffprune.stages.record import STAGES
 from ffprune.stages.sections import Params, Section
@@ -46,7 +48,10 @@ def refusal(values: dict[str, object]) -> str:
 def test_the_projects_parameters_are_valid_and_every_declared_section_exists() -> None:
     load_params(REPO / "params.yaml")
     for stage in STAGES:
-        assert set(stage.params) <= set(Params.model_fields), stage.name
+        for name in stage.params:
+            section, _, field = name.partition(".")
+            assert section in Params.model_fields, stage.name
+            assert not field or field in Params.model_fields[section].annotation.model_fields, stage.name  # type: ignore[union-attr]
 
 
 def test_a_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
@@ -94,6 +99,14 @@ def test_a_stage_sees_only_the_sections_it_declares() -> None:
     assert scoped.values() == {"ridge": GOOD["ridge"]}
     with pytest.raises(UndeclaredSection, match="'seed'"):
         _ = scoped.seed
+
+
+def test_a_stage_that_declares_one_field_sees_that_one_alone() -> None:
+    scoped = Scoped(Toy.model_validate(GOOD), ["ridge.damping"], "the stage 'toy'")
+    assert scoped.ridge.damping == 0.01
+    assert scoped.values() == {"ridge": {"damping": 0.01}}
+    with pytest.raises(UndeclaredSection, match="'absolute'"):
+        _ = scoped.ridge.absolute
 
 
 def test_an_unreachable_sparsity_is_refused_before_any_stage() -> None:
@@ -179,6 +192,8 @@ def test_sparsities_at_the_very_end_of_the_reach_are_valid() -> None:
     [
         ("search", "agent", PRESETS),
         ("search", "mapping", MAPPINGS),
+        ("search", "budget", BUDGETS),
+        ("latency", "phase", PHASES),
         ("search", "reward", REWARDS),
         ("sensitivity", "criterion", CRITERIA),
         ("sensitivity", "plain_criterion", CRITERIA),
@@ -193,6 +208,13 @@ def test_names_are_those_of_the_tables_and_an_unknown_one_lists_them(
     assert all(f"'{name}'" in message for name in known)
     for name in known:
         validate(merged(read_yaml(REPO / "params.yaml"), {section: {key: name}}), REPO / "params.yaml", Params)
+
+
+def test_what_latencies_reach_is_not_known_before_they_are_measured() -> None:
+    high = {"search": {"budget": "macs", "sparsity": 0.9}}
+    assert "search.sparsity 0.9 is out of reach" in project_refusal(high)
+    high["search"]["budget"] = "latency"
+    validate(merged(read_yaml(REPO / "params.yaml"), high), REPO / "params.yaml", Params)
 
 
 def test_models_to_ask_must_be_measured() -> None:

@@ -18,9 +18,15 @@ import torch
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
+from ffprune.core.budget import Bounds
 from ffprune.core.errors import FfpruneError, MissingInput, TooLittleText, UnreachableSparsity
 from ffprune.core.units import Allocation
+from ffprune.evaluate.latency import Latencies
+from ffprune.models.checkpoint import load_model
+from ffprune.models.view import ModelView
+from ffprune.stages import latency as latency_stage
 from ffprune.stages import search as search_stage
+from ffprune.stages.budget import Budget
 from ffprune.stages.context import Nowhere, StageContext
 from ffprune.stages.record import (
     EVALUATION,
@@ -38,6 +44,8 @@ from ffprune.stages.record import (
 )
 from ffprune.stages.run import call, run_stage
 from ffprune.stages.sections import Params
+from tests.oracles import uneven
+from tests.stages.made_up import block_times
 from tests.stages.tiny_project import METHODS, MODELS, params, write_sources
 
 # Half a minute of models that are made, cut, saved and reloaded: too long for `make check`.
@@ -287,6 +295,56 @@ def test_a_model_without_a_finite_perplexity_is_a_row_of_the_report(
     run("report")
     assert summary()["rows"][0]["perplexity"] is None
     assert "| uniform |" in (Path(FIGURES) / "results.md").read_text()
+
+
+# --- other budgets ---
+
+
+def policies() -> dict[str, dict[str, Any]]:
+    """``SPARSITY/POLICY`` -> what stands beside the pruned model."""
+    files = sorted(Path(PRUNED).glob("*/*.json"))
+    return {f"{file.parent.name}/{file.stem}": json.loads(file.read_text()) for file in files}
+
+
+def test_multiply_adds_are_searched_cut_and_told(scratch: Path) -> None:
+    budget = {"search": {"budget": "macs", "context": 8}}
+    for stage in ("latency", "search", "transfer", "prune"):
+        run(stage, params(**budget))
+    view = ModelView(load_model(Path("models/dense"), torch.float32))
+    sizes = view.granule_macs(8)
+    for path, target in ((SEARCH_POLICY, 0.2), (TRANSFER_POLICY, 0.3)):
+        policy = json.loads(Path(path).read_text())
+        assert policy["budget"] == {"name": "macs", "context": 8, "latency": {}}
+        assert (
+            target
+            <= policy["removed"]["macs"]
+            < target + min(sizes) / sum(unit.granules * size for unit, size in zip(view.units, sizes, strict=True))
+        )
+        assert policy["removed"]["parameters"] == policy["sparsity"]
+    for name, policy in policies().items():
+        assert policy["budget"] == "macs"
+        assert 0 <= policy["removed"]["macs"] - policy["sparsity_target"] < 0.02, name
+
+
+def test_latency_is_searched_cut_measured_and_reported(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # drawn above already, and slow
+    monkeypatch.setattr(latency_stage, "block_latencies", lambda view, *_: Latencies(block_times(view), 10.0))
+    short = params(
+        search={"budget": "latency", "sparsity": 0.15},
+        evaluate={"methods": ["uniform", "searched"], "zero_shot": {"methods": []}},
+    )
+    # The transfer of the chain, whose budget is parameters, stays: prune takes policies of any budget.
+    for stage in ("latency", "search", "prune", "evaluate", "report"):
+        run(stage, short)
+    policy = json.loads(Path(SEARCH_POLICY).read_text())
+    units = Budget.on(ModelView(load_model(Path("models/dense"), torch.float32)), policy["budget"]).units
+    assert uneven.is_tight(units, [row["kept"] for row in policy["units"]], 0.15, Bounds(0.2, 1.0))
+    assert set(policy["removed"]) == {"parameters", "macs", "latency"}
+    for row in summary()["rows"]:
+        assert row["removed"]["parameters"] == row["sparsity"]
+        assert row["budget"] == ("latency" if row["sparsity_target"] == 0.15 else "parameters")
+        assert 0 <= row["removed"][row["budget"]] - row["sparsity_target"] < 0.02
+    assert "| latency removed |" in (Path(FIGURES) / "results.md").read_text()
 
 
 # --- wrong inputs ---

@@ -30,7 +30,8 @@ def test_every_stage_but_the_report_is_planned_and_larger_models_need_more() -> 
         assert [cost.stage for cost in plan] == [stage.name for stage in STAGES if stage.name != "report"]
     for smaller, larger in pairwise(plans):
         for less, more in zip(smaller, larger, strict=True):
-            assert 0 < less.memory < more.memory
+            # Nothing is timed for a budget in parameters.
+            assert 0 < less.memory < more.memory or less.stage == "latency"
             assert less.products <= more.products
 
 
@@ -48,6 +49,15 @@ def test_the_bank_is_counted_as_it_will_be_written() -> None:
     assert 15e9 < by_name[1]["levels"].disk <= 30e9
     difference = by_name[1]["search"].memory - by_name[0]["search"].memory
     assert difference == pytest.approx(by_name[1]["levels"].disk, rel=0.35)
+
+
+def test_timing_a_model_costs_what_a_budget_of_latency_needs() -> None:
+    view = ModelView(meta_model(config_of("llama-7b")[1]))
+    timed = PARAMS.model_copy(update={"search": PARAMS.search.model_copy(update={"budget": "latency"})})
+    nothing, much = ({cost.stage: cost for cost in costs(view, p)}["latency"] for p in (PARAMS, timed))
+    assert nothing.products == nothing.disk == 0
+    assert much.products > 0
+    assert much.memory > 2 * 6.7e9
 
 
 def test_an_unknown_model_is_refused_with_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,5 +30,10 @@ def test_the_table_starts_with_the_dense_model(
     lines = markdown(summary).splitlines()
     assert lines[2] == "| dense |  |  | 20.000 | 1.000 | 1,200,000 | 2.4 |  |  |"
     assert lines[3] == "| searched+ridge | 0.20 | 0.2000 | 30.000 | 1.500 | 1,000,000 | 2.0 | 1.23 | 1.10 |"
+    told = [{**row, "budget": "latency", "removed": {"parameters": 0.20001, "macs": 0.19, "latency": 0.2345}}]
+    other = markdown({"dense": dense, "rows": told}).splitlines()
+    assert other[0].startswith("| method | sparsity target | latency removed | sparsity | perplexity |")
+    assert other[2].startswith("| dense |  |  |  | 20.000 |")
+    assert other[3].startswith("| searched+ridge | 0.20 | 0.2345 | 0.2000 | 30.000 |")
     print_table()
     assert "searched+ridge" in capsys.readouterr().out

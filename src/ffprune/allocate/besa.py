@@ -152,7 +152,7 @@ def besa(units: Sequence[Unit], rates: Mapping[str, float], sparsity: float, bou
     Args:
         units: matrices (kind ``weight``).
         rates: unit name -> pruning rate.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost.
         bounds: retention bounds.
 
     Raises:

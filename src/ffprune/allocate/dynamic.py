@@ -10,9 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.budget import Bounds, check_reachable, least_count, limits
+from ffprune.core.budget import Bounds, check_reachable, least_count, limits, total_cost
 from ffprune.core.rounding import to_allocation
 from ffprune.core.units import Allocation, Unit
+
+_COINS = 5000
+"""Into which all cost is divided where granules have no common size: a fiftieth of a percent each."""
 
 
 def dynamic_programming(
@@ -25,13 +28,14 @@ def dynamic_programming(
     """Minimise the sum of the units' losses on the budget (a multiple-choice knapsack).
 
     Budgets are counted in coins of ``step`` of the smallest granules, in which larger granules and levels are
-    rounded; :func:`to_allocation` then makes the result exact.
+    rounded; :func:`to_allocation` then makes the result exact. Where granules of a unit differ in price, a coin is a
+    fiftieth of a percent of all cost, and an allocation may cost less than the budget, if its loss is less.
 
     Args:
         units: N prunable units.
         curves: per unit, float64 ``[m]``: the loss at m equally spaced retentions from 0 to 1; m = granules + 1 is
             every number of granules, and a matrix of a million weights does with a few levels.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost.
         bounds: retention bounds.
         step: FFN channels are removed in multiples of this; 1 is exact and slow. For matrices the coin alone.
 
@@ -39,15 +43,17 @@ def dynamic_programming(
         UnreachableSparsity: no allocation inside the bounds has this sparsity.
     """
     check_reachable(units, sparsity, bounds)
-    smallest = min(u.params_per_granule for u in units)
+    uneven = any(unit.uneven for unit in units)
+    smallest = max(1, total_cost(units) // _COINS) if uneven else min(u.granule_cost for u in units)
+    per_coin = 1 if uneven else step
     options = [
-        _options(unit, curve, fewest, most, step, smallest * step)
+        _options(unit, curve, fewest, most, step, smallest * per_coin)
         for unit, curve, fewest, most in zip(units, curves, *limits(units, bounds), strict=True)
     ]
     most = sum(int(weights.max()) for _, weights, _ in options)
     # The exact budget in smallest granules, rounded up, then in coins: with step 1 nothing is left to correct.
-    granules = -(-least_count(sparsity, sum(u.params for u in units)) // smallest)
-    need = min(most, round(granules / step))
+    granules = -(-least_count(sparsity, total_cost(units)) // smallest)
+    need = min(most, round(granules / per_coin))
     best = np.full(most + 1, np.inf)
     best[0] = 0.0
     choices = []
@@ -58,8 +64,9 @@ def dynamic_programming(
             candidates[j, weight:] = best[: most + 1 - weight] + loss
         choices.append(candidates.argmin(0))
         best = candidates.min(0)
-    # Rounded attention granules can leave the exact sum out of reach: take the nearest above.
-    left = need + int(np.flatnonzero(np.isfinite(best[need:]))[0])
+    # Rounded attention granules can leave the exact sum out of reach: take the nearest above. Uneven prices make no
+    # sum special: take the least loss.
+    left = need + int(best[need:].argmin() if uneven else np.flatnonzero(np.isfinite(best[need:]))[0])
     kept = [0] * len(units)
     for i in range(len(units) - 1, -1, -1):
         counts, weights, _ = options[i]
@@ -85,5 +92,6 @@ def _options(
     if len(inside) == 0:  # bounds narrower than a step
         inside = np.array([np.abs(kept - most).argmin()])
     levels, kept = levels[inside], kept[inside].clip(fewest, most)
-    weights = np.rint((unit.granules - kept) * unit.params_per_granule / coin).astype(np.int64)
+    gone = np.array([unit.dense_cost - unit.cost(int(k)) for k in kept])
+    weights = np.rint(gone / coin).astype(np.int64)
     return kept, weights, curve[levels]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.trials import Evolved, Laboratory, Trial, best_first, conclude, on_budget, scored_starts
-from ffprune.core.budget import limits
+from ffprune.core.budget import limits, total_cost
 from ffprune.core.errors import ParameterError, UnreachableSparsity
 from ffprune.core.units import Allocation
 
@@ -27,7 +27,7 @@ class EvoPress:
         offspring: mutations of the parent a generation (lambda).
         survivors: how many are left after each selection round; the last number is 1.
         fidelities: samples of each round, as a share of full fidelity.
-        level: parameters of a level, as a share of min(s, 1 - s) times the mean size of a unit.
+        level: cost of a level, as a share of min(s, 1 - s) times the mean size of a unit.
 
     Raises:
         ParameterError: rounds that do not thin the offspring out to one, or shares that are none.
@@ -119,9 +119,9 @@ class _Switches:
     Attributes:
         low: fewest granules of each unit.
         high: most granules.
-        size: parameters of one granule.
+        size: cost of one granule.
         stride: granules that move together: ``step`` channels of an FFN, which the rounding would undo otherwise.
-        level: parameters of a level.
+        level: cost of a level.
     """
 
     low: NDArray[np.int64]
@@ -133,11 +133,11 @@ class _Switches:
     @classmethod
     def of(cls, problem: Problem, level: float) -> _Switches:
         low, high = limits(problem.units, problem.bounds)
-        mean = sum(unit.params for unit in problem.units) / len(problem.units)
+        mean = total_cost(problem.units) / len(problem.units)
         return cls(
             low=np.array(low),
             high=np.array(high),
-            size=np.array([unit.params_per_granule for unit in problem.units]),
+            size=np.array([unit.granule_cost for unit in problem.units]),
             stride=np.array([problem.step if unit.kind == "ffn" else 1 for unit in problem.units]),
             level=round(level * min(problem.sparsity, 1 - problem.sparsity) * mean),
         )

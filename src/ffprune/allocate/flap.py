@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.budget import Bounds, check_reachable, least_count, limits, removed
+from ffprune.core.budget import Bounds, check_reachable, least_count, limits, removed, total_cost
 from ffprune.core.errors import ParameterError
 from ffprune.core.rounding import to_allocation
 from ffprune.core.units import Allocation, Unit
@@ -28,7 +28,7 @@ def global_threshold(units: Sequence[Unit], scores: Sequence[Floats], sparsity: 
         units: N structured units.
         scores: per unit, float64 ``[granules, width]``, scores of the columns of its granules
             (:func:`ffprune.core.fluctuation.wifv`), or ``[granules]``; flat ``[granules * width]`` will do.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost.
         bounds: retention bounds.
 
     Raises:
@@ -51,8 +51,8 @@ def global_threshold(units: Sequence[Unit], scores: Sequence[Floats], sparsity: 
     ]
     owner = np.repeat(np.arange(len(units)), [len(level) for level in levels])
     owner = owner[np.argsort(np.concatenate(levels), kind="stable")]
-    sizes = np.array([unit.params_per_granule for unit in units])
-    target = least_count(sparsity, sum(unit.params for unit in units))
+    sizes = np.array([unit.granule_cost for unit in units])
+    target = least_count(sparsity, total_cost(units))
     missing = target - removed(units, high)
     gone = np.concatenate([[0], np.cumsum(sizes[owner])])
     # The last of equals: of two thresholds as near to the budget, the one that removes more.

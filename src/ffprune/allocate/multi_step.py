@@ -19,7 +19,7 @@ from ffprune.allocate.env import SCORE_LIMIT, Episode, PruningEnv
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import SearchResult, compare, most_promising
 from ffprune.allocate.trials import on_budget
-from ffprune.core.budget import check_reachable, least_count, limits, removed
+from ffprune.core.budget import check_reachable, least_count, limits, removed, total_cost
 from ffprune.core.policy import scores_for
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
@@ -31,7 +31,7 @@ class MultiStepEnv(PruningEnv):
     """One step per unit: state = that unit and what went before, action = one unbounded score.
 
     The state, float32 ``[7]`` in [0, 1], is AMC's: index of the unit, its kind, layer and size (each from the least
-    to the greatest), share of all weights removed so far, share still to come after this unit, retention of the
+    to the greatest), share of all cost removed so far, share still to come after this unit, retention of the
     unit before (1 at first). The kind is the last part of the unit's name, so that q and down differ. The score
     becomes a retention as in the single step, (tanh + 1) / 2 between the bounds, and then whole granules within
     what the other units leave possible (AMC Alg. 1). The reward is 0 until the last unit.
@@ -53,10 +53,10 @@ class MultiStepEnv(PruningEnv):
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (7,), np.float32)
         self.action_space = gymnasium.spaces.Box(-SCORE_LIMIT, SCORE_LIMIT, (1,), np.float32)
         self._low, self._high = limits(units, problem.bounds)
-        self._whole = sum(unit.params for unit in units)
+        self._whole = total_cost(units)
         self._target = least_count(problem.sparsity, self._whole)
         # Up to this much more is still exact (METHODS 1).
-        self._slack = min(unit.params_per_granule for unit in units) - 1
+        self._slack = min(unit.granule_cost for unit in units) - 1
         kinds = list(dict.fromkeys(unit.name.rpartition(".")[2] for unit in units))
         rows = [(i, kinds.index(u.name.rpartition(".")[2]), u.layer, u.params) for i, u in enumerate(units)]
         self._fixed = _from_least_to_greatest(np.array(rows, dtype=np.float64))
@@ -106,19 +106,20 @@ class MultiStepEnv(PruningEnv):
         i = len(kept)
         units, bounds = self.problem.units, self.problem.bounds
         missing = self._target - removed(units[:i], kept)
-        size = units[i].params_per_granule
-        # Granules of this unit that must go when later units give all they can, and that may when they give nothing.
-        fewest = -(-(missing - removed(units[i + 1 :], self._low[i + 1 :])) // size)
-        most = (missing + self._slack - removed(units[i + 1 :], self._high[i + 1 :])) // size
+        dense = units[i].dense_cost
+        # Granules that this unit may keep when later units give all they can, and must when they give nothing.
+        most = units[i].affordable(dense - missing + removed(units[i + 1 :], self._low[i + 1 :]))
+        freed = missing + self._slack - removed(units[i + 1 :], self._high[i + 1 :])
+        fewest = units[i].affordable(dense - freed - 1) + 1
         wanted = round(((math.tanh(score) + 1) / 2 * (bounds.high - bounds.low) + bounds.low) * units[i].granules)
-        possible = min(max(wanted, units[i].granules - most), units[i].granules - fewest)
+        possible = min(max(wanted, fewest), most)
         return min(max(possible, self._low[i]), self._high[i])
 
     def _state(self, kept: Sequence[int]) -> NDArray[np.float32]:
         i = len(kept)
         units = self.problem.units
         gone = removed(units[:i], kept) / self._whole
-        rest = sum(unit.params for unit in units[i + 1 :]) / self._whole
+        rest = total_cost(units[i + 1 :]) / self._whole
         last = kept[-1] / units[i - 1].granules if kept else 1.0
         return np.array([*self._fixed[i], gone, rest, last], dtype=np.float32)
 

@@ -28,7 +28,7 @@ def owl(
         units: N prunable units, structured or weight matrices.
         outliers: float64 ``[N]``, :func:`ffprune.core.outliers.outlier_share` of the layer each unit belongs to (the
             paper's layerwise ratios: equal within a layer), or of the unit itself.
-        sparsity: s, removed / prunable parameters.
+        sparsity: s, removed / all cost.
         half_width: lambda, 0.08 in the paper; half the span of the retentions.
         bounds: retention bounds.
 

@@ -39,7 +39,7 @@ class Problem:
 
     Attributes:
         units: prunable units.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost.
         bounds: retention bounds of every unit.
         mapping: row of :data:`ffprune.core.policy.MAPPINGS`.
         step: FFN channels go in multiples of this during search.

@@ -29,7 +29,7 @@ def trace_rank(
     Args:
         units: prunable units.
         sensitivity: float64 ``[N]``, average Hessian trace of each unit's matrices (MS Eq. 6).
-        sparsity: p, removed / prunable parameters.
+        sparsity: p, removed / all cost.
         half_width: alpha.
         bounds: retention bounds.
         step: FFN channels go in multiples of this.

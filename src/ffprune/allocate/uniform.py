@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ffprune.core.budget import Bounds, least_count, reachable
+from ffprune.core.budget import Bounds, least_count, reachable, total_cost
 from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.rounding import to_allocation
 from ffprune.core.units import Allocation, Unit
@@ -17,7 +17,7 @@ def uniform(units: Sequence[Unit], sparsity: float, bounds: Bounds) -> Allocatio
 
     Args:
         units: prunable units.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost.
         bounds: retention bounds.
 
     Raises:
@@ -32,7 +32,7 @@ def handmade(units: Sequence[Unit], sparsity: float, bounds: Bounds) -> Allocati
 
     Args:
         units: prunable units.
-        sparsity: target, removed / prunable parameters of *all* units.
+        sparsity: target, removed / all cost of *all* units.
         bounds: retention bounds.
 
     Raises:
@@ -42,15 +42,15 @@ def handmade(units: Sequence[Unit], sparsity: float, bounds: Bounds) -> Allocati
     inner = [i for i, u in enumerate(units) if u.kind == "ffn" and u.layer not in ends]
     inner = inner or [i for i, u in enumerate(units) if u.kind == "ffn"]
     cut = [units[i] for i in inner]
-    whole, part = sum(u.params for u in units), sum(u.params for u in cut)
-    # Whole weights, then their share: a product of floats would miss the exact budget by a channel now and then.
+    whole, part = total_cost(units), total_cost(cut)
+    # A whole number, then their share: a product of floats would miss the exact budget by a channel now and then.
     share = least_count(sparsity, whole) / part
     lowest, highest = reachable(cut, bounds)
     if not lowest <= share <= highest:
         raise UnreachableSparsity(
             f"sparsity {sparsity} was asked for from the inner FFN channels alone",
             f"Inside bounds [{bounds.low}, {bounds.high}] they give {lowest * part / whole:.3f} to "
-            f"{highest * part / whole:.3f} of all prunable weights",
+            f"{highest * part / whole:.3f} of all units' cost",
             "Lower the least retention or the target, or leave out the handmade policy",
         )
     found = to_allocation(np.full(len(cut), 1 - share), np.zeros(len(cut)), cut, share, bounds)

@@ -1,7 +1,8 @@
 """What a budget allows: retention bounds, whole granules inside them, and the sparsities they reach (METHODS 1, 2).
 
-Budgets are compared as :attr:`Allocation.sparsity` reports them: the target is met when
-``removed / prunable >= sparsity`` in floating point, so that 0.1 of 30 weights is 3 weights and not 4.
+Budgets are compared as :attr:`Allocation.saved` reports them: the target is met when ``removed / all >= sparsity`` in
+floating point, so that 0.1 of 30 weights is 3 weights and not 4. Removed of what is the units' matter: their
+parameters, or what their price counts.
 """
 
 from __future__ import annotations
@@ -73,8 +74,13 @@ def limits(units: Sequence[Unit], bounds: Bounds) -> tuple[list[int], list[int]]
 
 
 def removed(units: Sequence[Unit], kept: Sequence[int]) -> int:
-    """Prunable weights that go when ``kept`` granules stay in each unit."""
-    return sum((u.granules - k) * u.params_per_granule for u, k in zip(units, kept, strict=True))
+    """Cost (without a price: prunable weights) that goes when ``kept`` granules stay in each unit."""
+    return sum(u.dense_cost - u.cost(k) for u, k in zip(units, kept, strict=True))
+
+
+def total_cost(units: Sequence[Unit]) -> int:
+    """Cost (without a price: prunable weights) of the dense units."""
+    return sum(unit.dense_cost for unit in units)
 
 
 def reachable(units: Sequence[Unit], bounds: Bounds) -> tuple[float, float]:
@@ -87,13 +93,13 @@ def reachable(units: Sequence[Unit], bounds: Bounds) -> tuple[float, float]:
         bounds: the retention bounds.
 
     Returns:
-        (lowest, highest) sparsity: removed / prunable parameters.
+        (lowest, highest) sparsity: removed / all cost.
 
     Raises:
         ParameterError: a unit has no whole number of granules inside the bounds.
     """
     low, high = limits(units, bounds)
-    total = sum(unit.params for unit in units)
+    total = total_cost(units)
     return removed(units, high) / total, removed(units, low) / total
 
 
@@ -102,7 +108,7 @@ def check_reachable(units: Sequence[Unit], sparsity: float, bounds: Bounds) -> N
 
     Args:
         units: the prunable units.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost.
         bounds: the retention bounds.
 
     Raises:

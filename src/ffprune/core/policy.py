@@ -14,6 +14,7 @@ import numpy as np
 from ffprune.core.budget import Bounds, check_reachable
 from ffprune.core.rounding import Floats, level, sizes_of, to_allocation
 from ffprune.core.tables import look_up
+from ffprune.core.uneven import on_budget
 from ffprune.core.units import Allocation, Unit
 
 Mapping = Callable[[Floats, Sequence[Unit], float, Bounds], Floats]
@@ -34,8 +35,8 @@ def greedy_fill(scores: Floats, units: Sequence[Unit], sparsity: float, bounds: 
 
     Args:
         scores: [N] float64, unbounded (A_t).
-        units: N prunable units (w_i is ``unit.params``).
-        sparsity: target, removed / prunable parameters (1 - P).
+        units: N prunable units (w_i is ``unit.dense_cost``).
+        sparsity: target, removed / all cost (1 - P).
         bounds: [a_min, a_max].
 
     Returns:
@@ -63,7 +64,7 @@ def sequential_cap(scores: Floats, units: Sequence[Unit], sparsity: float, bound
     Args:
         scores: [N] float64, unbounded (A_t).
         units: N prunable units, capped in this order.
-        sparsity: target, removed / prunable parameters (P).
+        sparsity: target, removed / all cost (P).
         bounds: [a_min, a_max].
 
     Returns:
@@ -89,7 +90,7 @@ def water_fill(scores: Floats, units: Sequence[Unit], sparsity: float, bounds: B
     Args:
         scores: [N] float64, unbounded.
         units: N prunable units.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost.
         bounds: [a_min, a_max].
 
     Returns:
@@ -121,7 +122,7 @@ def map_scores(
     Args:
         scores: [N] float64, unbounded, one per unit (A_t).
         units: N prunable units.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost.
         bounds: retention bounds.
         mapping: a row of :data:`MAPPINGS`.
         step: grid of FFN channels.
@@ -136,7 +137,10 @@ def map_scores(
     """
     chosen = look_up(MAPPINGS, mapping, "search.mapping")
     check_reachable(units, sparsity, bounds)
-    retentions = chosen(scores, units, sparsity, bounds)
+    if any(unit.uneven for unit in units):
+        retentions = on_budget(lambda asked: chosen(scores, units, asked, bounds), units, sparsity)
+    else:
+        retentions = chosen(scores, units, sparsity, bounds)
     # SS Alg. 1 prunes more than asked by design: correcting that would make it another algorithm.
     return to_allocation(retentions, scores, units, sparsity, bounds, step, exact=mapping != "sequential_cap")
 

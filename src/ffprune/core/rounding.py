@@ -9,16 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.budget import Bounds, check_reachable, least_count, limits, removed
+from ffprune.core.budget import Bounds, check_reachable, least_count, limits, removed, total_cost
 from ffprune.core.errors import ParameterError, UnreachableSparsity
+from ffprune.core.uneven import CostTable
 from ffprune.core.units import Allocation, Unit
 
 Floats = NDArray[np.float64]
 
 
 def sizes_of(units: Sequence[Unit]) -> Floats:
-    """Prunable weights of every unit, float64 ``[N]``."""
-    return np.array([unit.params for unit in units], dtype=np.float64)
+    """Cost (without a price: prunable weights) of every dense unit, float64 ``[N]``."""
+    return np.array([unit.dense_cost for unit in units], dtype=np.float64)
 
 
 def level(shares: Floats, sizes: Floats, low: Floats, high: Floats, budget: float) -> Floats:
@@ -49,8 +50,8 @@ class _Rounding:
         first: fewest granules on the unit's grid of steps.
         last: most granules on that grid.
         grid: granules a step; 1 for attention, and for an FFN so narrow that no multiple fits.
-        smallest: parameters of the smallest granule.
-        target: least number of parameters to remove.
+        smallest: cost of the smallest granule.
+        target: least cost to remove.
         order: indices of the units, highest score first.
     """
 
@@ -81,15 +82,15 @@ class _Rounding:
             first=first,
             last=last,
             grid=grid,
-            smallest=min(unit.params_per_granule for unit in units),
-            target=least_count(sparsity, sum(unit.params for unit in units)),
+            smallest=min(unit.granule_cost for unit in units),
+            target=least_count(sparsity, total_cost(units)),
             order=[int(i) for i in np.argsort(-scores, kind="stable")],
         )
 
     @property
     def fine(self) -> list[int]:
         """Units with the smallest granule (FFN channels), highest score first."""
-        return [i for i in self.order if self.units[i].params_per_granule == self.smallest]
+        return [i for i in self.order if self.units[i].granule_cost == self.smallest]
 
     def excess(self, kept: Sequence[int]) -> int:
         """Smallest granules still to remove; negative: to give back."""
@@ -116,7 +117,7 @@ def _correct_coarse(kept: list[int], to: _Rounding) -> list[int]:
         if missing <= 0:
             break
         if i not in fine:
-            size = to.units[i].params_per_granule
+            size = to.units[i].granule_cost
             room = kept[i] - to.low[i] if sign > 0 else to.high[i] - kept[i]
             moved = min(room, -(-missing // size))
             kept[i] -= sign * moved
@@ -161,6 +162,48 @@ def _correct_fine(kept: list[int], to: _Rounding) -> list[int]:
     return kept
 
 
+def _fit_uneven(retentions: Floats, to: _Rounding) -> list[int]:
+    """Where granules differ in price: as much as the budget affords, so that no unit can keep a granule more.
+
+    All retentions are shifted by the largest common amount that is affordable once rounded to the grid. What is left
+    gives a step each to those that rounding cost most, as long as one fits, and then single granules by score.
+    """
+    table = CostTable(to.units)
+    affordable = table.of(table.granules) - to.target
+    ends = to.first, to.last, to.grid
+    if table.of(np.array(to.first)) > affordable:  # only off the grid can so little be kept
+        ends = to.low, to.high, [1] * len(to.units)
+    first, last, grid = (np.array(end) for end in ends)
+    steps = table.granules / grid
+
+    def shifted(tau: float) -> NDArray[np.int64]:
+        nearest = np.floor(np.clip(retentions + tau, 0, 1) * steps + 0.5).astype(np.int64) * grid
+        kept: NDArray[np.int64] = np.clip(nearest, first, last)
+        return kept
+
+    below, above = -1.0, 1.0
+    for _ in range(64):
+        tau = (below + above) / 2
+        below, above = (tau, above) if table.of(shifted(tau)) <= affordable else (below, tau)
+    kept = [int(k) for k in shifted(below)]
+    left = affordable - table.of(np.array(kept))
+    # Rounded, so that ties are decided by score and not by the last bit.
+    lost = np.round((retentions + below) * steps - np.array(kept) / grid, 6)
+    order = sorted(to.order, key=lambda i: -lost[i])
+    moved = True
+    while moved:
+        moved = False
+        for i in order:
+            more = kept[i] + int(grid[i])
+            if more <= last[i] and (price := to.units[i].cost(more) - to.units[i].cost(kept[i])) <= left:
+                kept[i], left, moved = more, left - price, True
+    for i in to.order:
+        before = to.units[i].cost(kept[i])
+        kept[i] = min(to.high[i], to.units[i].affordable(before + left))
+        left -= to.units[i].cost(kept[i]) - before
+    return kept
+
+
 def to_allocation(
     retentions: Floats,
     scores: Floats,
@@ -186,17 +229,21 @@ def to_allocation(
        as the bounds allow.
 
     "FFN" above is whatever units have the smallest granule. Exactness is theirs: one channel, or one
-    attention granule if there is no FFN.
+    attention granule if there is no FFN. Sizes are what the budget counts: parameters, or the units' price.
+
+    Where granules of one unit differ in price (measured latency), there is no smallest one: all retentions are
+    shifted by the largest common amount that the budget affords, and whole steps, then single granules, are kept as
+    far as they fit. Exact then means that no unit can keep a granule more.
 
     Args:
         retentions: [N] float64, shares kept, from a mapping or an allocator; they need not be on budget.
         scores: [N] float64; only their order is used. Ties go to the unit listed first.
         units: N prunable units.
-        sparsity: target, removed / prunable parameters.
+        sparsity: target, removed / all cost (without a price: prunable parameters).
         bounds: retention bounds, never left.
         step: grid of FFN channels, for widths that suit the hardware.
         exact: meet the budget from both sides. False: only never fall below the target, for mappings that
-            may prune more than asked; the achieved value is :attr:`Allocation.sparsity`.
+            may prune more than asked; the achieved value is :attr:`Allocation.saved`.
 
     Returns:
         An allocation with achieved sparsity >= target and, if exact, less than one smallest granule above.
@@ -217,14 +264,17 @@ def to_allocation(
     to = _Rounding.of(units, np.asarray(scores, dtype=np.float64), sparsity, bounds, step)
     shares = np.clip(np.asarray(retentions, dtype=np.float64), bounds.low, bounds.high)
     kept = _nearest(shares, to)
-    if exact or removed(units, kept) < to.target:
+    enough = not exact and removed(units, kept) >= to.target
+    if any(unit.uneven for unit in units):
+        kept = kept if enough else _fit_uneven(shares, to)
+    elif not enough:
         kept = _correct_fine(_level_fine(_correct_coarse(kept, to), shares, to), to)
         surplus = removed(units, kept) - to.target
         if surplus < 0 or (exact and surplus >= to.smallest):
             raise UnreachableSparsity(
                 f"sparsity {sparsity} was asked for",
                 f"Whole granules inside bounds [{bounds.low}, {bounds.high}] come to "
-                f"{Allocation(tuple(units), tuple(kept)).sparsity:.6f}, since large granules leave gaps",
+                f"{Allocation(tuple(units), tuple(kept)).saved:.6f}, since large granules leave gaps",
                 "Widen search.min_keep and search.max_keep, or take that target",
             )
     return Allocation(tuple(units), tuple(kept))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Kind = Literal["attention", "ffn", "weight"]
+Price = int | NDArray[np.int64]
+"""Of every granule alike, or int64 ``[granules + 1]``: what keeping 0, 1, ... granules costs, which never falls."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Unit:
         layer: index of the decoder layer.
         granules: number of granules in the dense model.
         params_per_granule: prunable weights of one granule (biases are not counted).
+        price: what budgets count of it; None: its parameters. Units that differ in price alone are equal.
     """
 
     name: str
@@ -27,11 +33,39 @@ class Unit:
     layer: int
     granules: int
     params_per_granule: int
+    price: Price | None = field(default=None, compare=False, repr=False)
 
     @property
     def params(self) -> int:
         """Prunable weights of the dense unit (w_i in FF Alg. 1)."""
         return self.granules * self.params_per_granule
+
+    @property
+    def uneven(self) -> bool:
+        """Whether granules differ in price."""
+        return isinstance(self.price, np.ndarray)
+
+    @property
+    def granule_cost(self) -> int:
+        """What budgets count of a granule; the mean, at least 1, where granules differ in price."""
+        if isinstance(self.price, np.ndarray):
+            return max(1, round(self.dense_cost / self.granules))
+        return self.params_per_granule if self.price is None else self.price
+
+    @property
+    def dense_cost(self) -> int:
+        """What budgets count of the dense unit."""
+        return self.cost(self.granules)
+
+    def cost(self, kept: int) -> int:
+        """What budgets count of ``kept`` granules."""
+        return int(self.price[kept]) if isinstance(self.price, np.ndarray) else kept * self.granule_cost
+
+    def affordable(self, cost: int) -> int:
+        """Most granules that cost no more than this; where even none does, a number below 0."""
+        if isinstance(self.price, np.ndarray):
+            return int(np.searchsorted(self.price, cost, side="right")) - 1
+        return cost // self.granule_cost
 
 
 @dataclass(frozen=True)
@@ -77,6 +111,12 @@ class Allocation:
     def sparsity(self) -> float:
         """Removed / prunable, by parameter count (METHODS 1)."""
         return self.removed / self.prunable
+
+    @property
+    def saved(self) -> float:
+        """Share of the dense units' cost that is gone: what budgets ask for; sparsity where units have no price."""
+        dense = sum(unit.dense_cost for unit in self.units)
+        return sum(u.dense_cost - u.cost(k) for u, k in zip(self.units, self.kept, strict=True)) / dense
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One JSON-ready row per unit, for tables and artifacts."""

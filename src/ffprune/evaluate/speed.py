@@ -84,11 +84,11 @@ def measure(
     decode: dict[str, list[float]] = {name: [] for name in models}
     for source in models.values():
         if isinstance(source, PreTrainedModel):
-            with _ready(source) as model:
+            with ready(source) as model:
                 _warm_up(model, prefill_tokens, batch, seed)
     for turn in range(repeats):
         for place, (name, source) in enumerate(models.items()):
-            with _ready(source) as model:
+            with ready(source) as model:
                 if not isinstance(source, PreTrainedModel):
                     _warm_up(model, prefill_tokens, batch, seed)
                 prefill[name].append(batch * prefill_tokens / _time_prefill(model, prefill_tokens, batch, seed))
@@ -113,7 +113,7 @@ def _speed(prefill: list[float], decode: list[float], dense_p: list[float], dens
 
 
 @contextmanager
-def _ready(source: ModelSource) -> Iterator[PreTrainedModel]:
+def ready(source: ModelSource) -> Iterator[PreTrainedModel]:
     """The model in eval and inference mode; as it was afterwards."""
     model = source if isinstance(source, PreTrainedModel) else source()
     training = model.training
@@ -125,7 +125,8 @@ def _ready(source: ModelSource) -> Iterator[PreTrainedModel]:
         model.train(training)
 
 
-def _tokens(model: PreTrainedModel, length: int, batch: int, seed: int) -> Tensor:
+def random_tokens(model: PreTrainedModel, length: int, batch: int, seed: int) -> Tensor:
+    """Tokens to time a model on, int64 ``[batch, length]``, on its device."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     return torch.randint(vocabulary, (batch, length), generator=generator).to(model.device)
@@ -138,23 +139,24 @@ def _warm_up(model: PreTrainedModel, prefill_tokens: int, batch: int, seed: int)
 
 def _time_prefill(model: PreTrainedModel, length: int, batch: int, seed: int) -> float:
     """Seconds for one forward pass over [batch, length] tokens."""
-    tokens = _tokens(model, length, batch, seed)
-    start = _now(model)
+    tokens = random_tokens(model, length, batch, seed)
+    start = now(model)
     model(input_ids=tokens, use_cache=True, logits_to_keep=1)
-    return _now(model) - start
+    return now(model) - start
 
 
 def _time_decode(model: PreTrainedModel, steps: int, batch: int, seed: int) -> float:
     """Seconds for ``steps`` greedy tokens after a prompt whose own forward pass is not counted."""
-    output = model(input_ids=_tokens(model, _PROMPT_TOKENS, batch, seed), use_cache=True, logits_to_keep=1)
-    start = _now(model)
+    output = model(input_ids=random_tokens(model, _PROMPT_TOKENS, batch, seed), use_cache=True, logits_to_keep=1)
+    start = now(model)
     for _ in range(steps):
         token = output.logits[:, -1:].argmax(-1)
         output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
-    return _now(model) - start
+    return now(model) - start
 
 
-def _now(model: PreTrainedModel) -> float:
+def now(model: PreTrainedModel) -> float:
+    """Seconds of a clock, once the model's device has done all it was given."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

@@ -167,6 +167,19 @@ class ModelView:
         """Prunable weights when the view was made: the denominator of sparsity."""
         return sum(unit.params for unit in self.units)
 
+    def granule_macs(self, context: int) -> list[int]:
+        """Multiply-adds of a granule of every unit for one token that attends to ``context`` tokens, itself included.
+
+        Its weights, and for a key/value group the products of its query heads with ``context`` keys (scores) and as
+        many values (their weighted sum): 2 * head_dim * heads * context. A prefill of n tokens, each of which attends
+        to those before it, comes to ``context`` = (n + 1) / 2 on average.
+        """
+        products = [2 * block.head_dim * block.heads_per_group * context for block, _ in self._kinds]
+        return [
+            unit.params_per_granule + (product if unit.kind == "attention" else 0)
+            for unit, product in zip(self.units, products, strict=True)
+        ]
+
     @property
     def last_maps(self) -> list[nn.Linear]:
         """The linear map that ends every unit, in the order of ``units``."""

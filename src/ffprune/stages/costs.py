@@ -62,6 +62,7 @@ def costs(view: ModelView, params: Params) -> list[Cost]:
         _calibrate(shape, params),
         _sensitivity(shape, params),
         _levels(shape, params),
+        _latency(shape, params),
         _search(shape, params, "search", params.search.episodes),
         _search(shape, params, "transfer", params.transfer.episodes),
         _prune(shape, params),
@@ -159,6 +160,21 @@ def _levels(shape: _Shape, params: Params) -> Cost:
             for last, width, kept in zip(shape.lasts, widths, shape.levels, strict=True)
         ),
         double=shape.solving,
+    )
+
+
+def _latency(shape: _Shape, params: Params) -> Cost:
+    given = params.latency
+    if params.search.budget != "latency":
+        return Cost("latency", LIBRARIES, 0)
+    # A pass for every width, over units of half their width on the whole.
+    tokens = given.batch * given.tokens
+    passes = given.repeats * given.widths
+    return Cost(
+        "latency",
+        shape.loaded(2 * shape.size) + shape.size * shape.activations(tokens),
+        0,
+        products=passes * shape.forward(tokens, with_head=False) / 2,
     )
 
 

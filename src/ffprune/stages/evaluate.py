@@ -26,7 +26,7 @@ class Entry:
     Attributes:
         method: ``dense``, or a name of evaluate.methods.
         folder: where it is saved.
-        facts: what the prune stage says of it: granularity, sparsity target and sparsity.
+        facts: what the prune stage says of it: granularity, budget, target, sparsity, what is removed of each cost.
     """
 
     method: str
@@ -100,7 +100,7 @@ def _measure(ctx: StageContext, entry: Entry, windows: Tensor) -> dict[str, Any]
     result = perplexity(model, windows, params.batch_size, require_finite=entry.method == "dense")
     row: dict[str, Any] = {"method": entry.method}
     if entry.facts:
-        row |= {key: entry.facts[key] for key in ("granularity", "sparsity_target", "sparsity")}
+        row |= {key: entry.facts[key] for key in ("granularity", "budget", "sparsity_target", "sparsity", "removed")}
     row |= {
         "perplexity": result.value if result.finite else None,
         "nll_stderr": result.stderr,

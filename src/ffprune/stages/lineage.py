@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -51,6 +52,20 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What measured times are of: the processor (or GPU) behind a torch device, and the threads in use."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(models, platform.machine())
+    return {"processor": name, "threads": torch.get_num_threads()}
 
 
 def input_hashes(deps: Iterable[str]) -> dict[str, str]:

@@ -29,7 +29,7 @@ class Scoped(Generic[P]):
 
     def __init__(self, params: P, sections: Iterable[str], reader: str) -> None:
         self._params, self._reader = params, reader
-        # 'methods.NAME' declares one entry of a section.
+        # 'methods.NAME' declares one entry of a section, 'search.budget' one field.
         self._entries = {section: entry for section, _, entry in (name.partition(".") for name in sections)}
         self._sections = frozenset(self._entries)
 
@@ -43,7 +43,10 @@ class Scoped(Generic[P]):
             )
         found = getattr(self._params, name)
         entry = self._entries.get(name)
-        return {entry: found[entry]} if entry else found
+        if not entry:
+            return found
+        # A field of a section is seen alone; an entry of a mapping, as the mapping that has only it.
+        return Scoped(found, [entry], self._reader) if isinstance(found, BaseModel) else {entry: found[entry]}
 
     def values(self) -> dict[str, Any]:
         """The declared sections as plain values, for tracking and fingerprints."""

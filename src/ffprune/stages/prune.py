@@ -14,6 +14,7 @@ from ffprune.models.checkpoint import load_tokenizer, save_model, stored_dtype
 from ffprune.models.surgery import copy_model, slice_model
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
+from ffprune.stages.budget import Budget
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import kept_granules, load, read_orders
 from ffprune.stages.policies import read_policy
@@ -29,31 +30,31 @@ def run(ctx: StageContext) -> None:
     cuts = _cuts(ctx, view)
     artifacts.check_room(ctx.path(PRUNED), len(cuts) * sum(parameter.nbytes for parameter in dense.parameters()))
     with artifacts.atomic_dir(ctx.path(PRUNED)) as folder, ctx.progress(len(cuts), "prune") as bar:
-        for target, name, allocation in cuts:
+        for target, name, allocation, budget in cuts:
             model = copy_model(dense)
             slice_model(ModelView(model), kept_granules(orders, allocation))
-            _write(model, tokenizer, folder / f"{target:g}" / name, target, allocation)
+            _write(model, tokenizer, folder / f"{target:g}" / name, target, allocation, budget)
             bar.update(1, policy=f"{target:g}/{name}")
     ctx.log_table(
         "cuts.json",
-        [{"sparsity_target": target, "policy": name, "sparsity": cut.sparsity} for target, name, cut in cuts],
+        [{"sparsity_target": target, "policy": name, "sparsity": cut.sparsity} for target, name, cut, _ in cuts],
     )
 
 
-def _cuts(ctx: StageContext, view: ModelView) -> list[tuple[float, str, Allocation]]:
-    """Every policy asked for, at both sparsities."""
+def _cuts(ctx: StageContext, view: ModelView) -> list[tuple[float, str, Allocation, Budget]]:
+    """Every policy asked for, at both sparsities; those that are made here, on the budget of the searched one."""
     params = ctx.params.prune
     bounds = params.bounds()
-    cuts: list[tuple[float, str, Allocation]] = []
+    cuts: list[tuple[float, str, Allocation, Budget]] = []
     for path in (SEARCH_POLICY, TRANSFER_POLICY):
         found, facts = read_policy(ctx.path(path))
-        target = float(facts["sparsity_target"])
+        target, budget = float(facts["sparsity_target"]), Budget.on(view, facts["budget"])
         makers: dict[str, Callable[[], Allocation]] = {
-            "uniform": partial(uniform, view.units, target, bounds),
-            "handmade": partial(handmade, view.units, target, bounds),
+            "uniform": partial(uniform, budget.units, target, bounds),
+            "handmade": partial(handmade, budget.units, target, bounds),
             "searched": partial(Allocation, found.units, found.kept),
         }
-        cuts += [(target, name, makers[name]()) for name in params.policies]
+        cuts += [(target, name, makers[name](), budget) for name in params.policies]
     return cuts
 
 
@@ -63,6 +64,7 @@ def _write(
     folder: Path,
     target: float,
     allocation: Allocation,
+    budget: Budget,
 ) -> None:
     save_model(model, tokenizer, folder)
     artifacts.write_json(
@@ -70,8 +72,10 @@ def _write(
         {
             "method": folder.name,
             "granularity": "structured",
+            "budget": budget.facts["name"],
             "sparsity_target": target,
             "sparsity": allocation.sparsity,
+            "removed": budget.removed(allocation),
             "units": allocation.to_rows(),
         },
     )

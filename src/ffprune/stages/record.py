@@ -16,7 +16,7 @@ class Stage:
     Attributes:
         name: the stage's name in dvc.yaml, on the command line and of its module; ``method@NAME`` for one of many.
         help: one line for ``ffprune --help``.
-        params: sections of params.yaml that it may read.
+        params: sections of params.yaml that it may read, or ``SECTION.FIELD``.
         deps: data that it reads (as written in dvc.yaml, templates unresolved).
         outs: cached data that it writes.
         metrics: JSON files shown by ``dvc metrics``.
@@ -81,6 +81,7 @@ TRACES = "data/sensitivity/traces.json"
 ORDER = "data/sensitivity/order.safetensors"
 CURVES = "data/sensitivity/curves.json"
 LEVELS = "data/levels"
+LATENCY = "data/latency/table.json"
 SEARCH_POLICY = "data/search/policy.json"
 SEARCH_AGENT = "data/search/agent.safetensors"
 SEARCH_EPISODES = "data/search/episodes.csv"
@@ -93,7 +94,7 @@ EVALUATION = "metrics/evaluation.json"
 SUMMARY = "metrics/summary.json"
 FIGURES = "reports/figures"
 
-_SEARCHED_WITH = (DENSE, VALIDATION, GRAMS, TRACES, ORDER, CURVES, LEVELS)
+_SEARCHED_WITH = (DENSE, VALIDATION, GRAMS, TRACES, ORDER, CURVES, LEVELS, LATENCY)
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -124,6 +125,13 @@ STAGES: tuple[Stage, ...] = (
         params=("levels", "compute"),
         deps=(DENSE, GRAMS, ORDER),
         outs=(LEVELS,),
+    ),
+    Stage(
+        name="latency",
+        help="Time the model's blocks at several widths, if the budget is latency: the table that it is counted in.",
+        params=("latency", "search.budget", "compute"),
+        deps=(DENSE,),
+        outs=(LATENCY,),
     ),
     Stage(
         name="search",

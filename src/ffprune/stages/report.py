@@ -23,8 +23,10 @@ from ffprune.stages.table import markdown
 ROW = (
     "method",
     "granularity",
+    "budget",
     "sparsity_target",
     "sparsity",
+    "removed",
     "perplexity",
     "dense_perplexity",
     "params",

@@ -19,15 +19,16 @@ from ffprune.allocate.search import Candidate, SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
 from ffprune.allocate.uniform import handmade
 from ffprune.compress.structured import prepare
-from ffprune.core.budget import Bounds, check_reachable
+from ffprune.core.budget import Bounds
 from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.units import Allocation, Unit
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
+from ffprune.stages.budget import Budget, facts_of, warn_of_another_machine
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import DTYPES, load, read_orders, validation_windows
 from ffprune.stages.levels import read_levels
-from ffprune.stages.record import CURVES, DENSE, ORDER, SEARCH_AGENT, SEARCH_EPISODES, SEARCH_POLICY, TRACES
+from ffprune.stages.record import CURVES, DENSE, LATENCY, ORDER, SEARCH_AGENT, SEARCH_EPISODES, SEARCH_POLICY, TRACES
 from ffprune.stages.reward import trial_reward
 from ffprune.stages.search_store import SearchStore
 from ffprune.stages.sections import ScheduleParams
@@ -54,22 +55,24 @@ def run(ctx: StageContext) -> None:
     """Search from the best of the policies that the sensitivity stage suggests."""
     params = ctx.params.search
     found = run_search(ctx, Task(params.sparsity, params.episodes, params.schedule))
-    write_result(ctx, found, params.sparsity, SEARCH_POLICY, SEARCH_AGENT, SEARCH_EPISODES)
+    write_result(ctx, *found, params.sparsity, SEARCH_POLICY, SEARCH_AGENT, SEARCH_EPISODES)
 
 
-def run_search(ctx: StageContext, task: Task) -> SearchResult:
-    """Set the problem up and search."""
+def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
+    """Set the problem up and search; what was found, and for which budget."""
     params = ctx.params.search
     bounds = params.bounds()
     windows = validation_windows(ctx, params.seqlen, "search.seqlen")
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
-    check_reachable(view.units, task.sparsity, bounds)
+    budget = Budget.on(view, facts_of(params, ctx.path(LATENCY)))
+    warn_of_another_machine(budget.facts, ctx.params.compute.device)
+    budget.check(task.sparsity, bounds)
     orders = read_orders(view, ctx.path(ORDER), params.compensated)
     levels = read_levels(view, orders, ctx.path, ctx.params.levels.damping) if params.compensated else None
     plan = prepare(view, orders, levels, DTYPES[ctx.params.compute.dtype])
     reward = trial_reward(plan, view.units, windows, params.reward, params, ctx.params.seed)
-    starts = _starts(ctx, view.units, task.sparsity, bounds)
-    problem = Problem(view.units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
+    starts = _starts(ctx, budget.units, task.sparsity, bounds)
+    problem = Problem(budget.units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
     best = 0.0
     with ctx.progress(task.episodes, f"{ctx.stage.name} {task.sparsity:g}") as bar:
 
@@ -84,12 +87,13 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
             bar.update(1, **shown, best=best)
             ctx.log_metrics(shown, episode.number)
 
-        store = SearchStore(ctx.checkpoint_dir, view.units)
+        store = SearchStore(ctx.checkpoint_dir, problem.units)
         find: Callable[..., SearchResult] = partial(search, problem)
         if params.agent == "guided":
             find = partial(guided, problem, _curves(ctx), params.guide.guidance())
         preset, schedule = PRESETS[params.agent], task.schedule.scaled(task.episodes)
-        return find(preset, schedule, task.episodes, params.finalists, ctx.params.seed, store, show, task.trained)
+        found = find(preset, schedule, task.episodes, params.finalists, ctx.params.seed, store, show, task.trained)
+    return found, budget
 
 
 def _curves(ctx: StageContext) -> list[Any]:
@@ -128,7 +132,7 @@ def _unit_sensitivity(units: tuple[Unit, ...], traces: list[dict[str, Any]]) -> 
 
 
 def write_result(
-    ctx: StageContext, found: SearchResult, sparsity: float, policy: str, agent: str, episodes: str
+    ctx: StageContext, found: SearchResult, budget: Budget, sparsity: float, policy: str, agent: str, episodes: str
 ) -> None:
     """Write policy, agent and episodes, and show them in MLflow."""
     best = found.best
@@ -137,8 +141,10 @@ def write_result(
     artifacts.write_json(
         ctx.path(policy),
         {
+            "budget": budget.facts,
             "sparsity_target": sparsity,
             "sparsity": best.allocation.sparsity,
+            "removed": budget.removed(best.allocation),
             "source": best.name,
             "start": found.start,
             "perplexity": best.outcome.perplexity,
@@ -162,7 +168,7 @@ def write_result(
             "non_finite": sum(not e.outcome.finite for e in found.episodes),
         }
     )
-    ctx.set_tags(method="searched", sparsity=f"{sparsity:g}", source=best.name)
+    ctx.set_tags(method="searched", sparsity=f"{sparsity:g}", budget=budget.facts["name"], source=best.name)
     ctx.log_table("policy.json", rows)
     ctx.log_table("candidates.json", [_candidate_row(candidate) for candidate in found.candidates])
     ctx.log_figure(figures.policy({f"searched {sparsity:g}": best.allocation}), "policy.png")
@@ -175,6 +181,7 @@ def _front(found: SearchResult) -> list[dict[str, Any]]:
     return [
         {
             "sparsity": allocation.sparsity,
+            "removed": allocation.saved,
             "predicted_loss": found.predicted[target][0],
             "predicted_stderr": found.predicted[target][1],
             "kept": allocation.kept,

@@ -22,16 +22,22 @@ _COLUMNS = (
 )
 
 
+def columns(summary: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the columns; a budget other than parameters adds what was removed of it, which targets are shares of."""
+    budget = _budget(summary)
+    return _COLUMNS if budget is None else (*_COLUMNS[:2], f"{budget} removed", *_COLUMNS[2:])
+
+
 def result_rows(summary: dict[str, Any]) -> list[list[str]]:
     """The dense model first, then every row of the summary."""
-    dense = summary["dense"]
+    dense, budget = summary["dense"], _budget(summary)
     rows = [{"method": "dense", "dense_perplexity": dense["perplexity"], **dense}, *summary["rows"]]
-    return [_cells(row) for row in rows]
+    return [_cells(row, budget) for row in rows]
 
 
 def markdown(summary: dict[str, Any]) -> str:
     """The table in Markdown."""
-    return markdown_table(_COLUMNS, result_rows(summary))
+    return markdown_table(columns(summary), result_rows(summary))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,19 +51,27 @@ def print_table() -> None:
     from rich.table import Table
 
     table = Table(title=f"{SUMMARY}")
-    for number, column in enumerate(_COLUMNS):
+    summary = read_json(Path(SUMMARY))
+    for number, column in enumerate(columns(summary)):
         table.add_column(column, justify="right" if number else "left")
-    for cells in result_rows(read_json(Path(SUMMARY))):
+    for cells in result_rows(summary):
         table.add_row(*cells)
     # Not a terminal: no reason to squeeze the table into 80 columns.
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _budget(summary: dict[str, Any]) -> str | None:
+    """What targets are shares of, where that is not parameters."""
+    return next((row["budget"] for row in summary["rows"] if row.get("budget", "parameters") != "parameters"), None)
+
+
+def _cells(row: dict[str, Any], budget: str | None) -> list[str]:
+    removed = [] if budget is None else [_number(row.get("removed", {}).get(budget), ".4f")]
     return [
         str(row["method"]),
         _number(row.get("sparsity_target"), ".2f"),
+        *removed,
         _number(row.get("sparsity"), ".4f"),
         _number(row["perplexity"], ".3f"),
         _number(_ratio(row), ".3f"),

@@ -13,4 +13,4 @@ def run(ctx: StageContext) -> None:
     params = ctx.params.transfer
     trained = artifacts.read_tensors(ctx.path(SEARCH_AGENT))
     found = run_search(ctx, Task(params.sparsity, params.episodes, params.schedule, trained))
-    write_result(ctx, found, params.sparsity, TRANSFER_POLICY, TRANSFER_AGENT, TRANSFER_EPISODES)
+    write_result(ctx, *found, params.sparsity, TRANSFER_POLICY, TRANSFER_AGENT, TRANSFER_EPISODES)
