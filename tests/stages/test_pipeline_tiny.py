@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from ffprune.core.errors import FfpruneError, MissingInput, TooLittleText, UnreachableSparsity
 from ffprune.core.units import Allocation
-from ffprune.stages import search as search_stage
+from ffprune.stages import search_reward
 from ffprune.stages.context import Nowhere, StageContext
 from ffprune.stages.record import (
     EVALUATION,
@@ -295,7 +295,7 @@ def test_a_model_without_a_finite_perplexity_is_a_row_of_the_report(
 def test_an_unreachable_sparsity_names_the_reach_before_any_work(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_stage, "prepare", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(search_reward, "prepare", lambda *_: pytest.fail("work was done"))
     # Within 1 - min_keep, which params.yaml is checked against, but not with whole key/value groups.
     message = refused(UnreachableSparsity, "search", search={"sparsity": 0.79})
     assert "sparsity 0.79 was asked for" in message

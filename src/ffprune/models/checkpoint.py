@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from ffprune.core.errors import DiskFull, MissingInput, UnsafeFile
+from ffprune.core.units import Unit
 from ffprune.models.families import family_named, family_of
 from ffprune.models.layer_config import quiet_transformers, read_layer_config, resize, write_layer_config
 from ffprune.models.view import ModelView
@@ -96,19 +97,9 @@ def load_model(
         CorruptModel: config or weights are damaged or contradict each other.
     """
     path = Path(path)
-    config = _read_config(path, trust_remote_code)
+    model = _without_weights(path, dtype, trust_remote_code)
     files = weight_files(path)
     with quiet_transformers():
-        shapes = read_layer_config(config, family_of(config))
-        # transformers builds all layers from the global values, which a heterogeneous config hides.
-        config.per_layer_config = None
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=dtype, trust_remote_code=trust_remote_code
-            )
-        model.tie_weights()
-        resize(model, shapes)
-        write_layer_config(model.config, ModelView(model))
         devices = placement(model, device, device_map)
         fill(model, files, dtype, devices)
     if (path / "generation_config.json").exists():
@@ -119,6 +110,15 @@ def load_model(
         accelerate.dispatch_model(model, devices)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def read_units(path: str | Path) -> tuple[Unit, ...]:
+    """The prunable units of a model folder (``ModelView.units``), by its config alone: no weight is read.
+
+    Raises:
+        MissingInput, UnsupportedArchitecture, CorruptModel: see :func:`load_model`.
+    """
+    return ModelView(_without_weights(Path(path), torch.float32, trust_remote_code=False)).units
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -146,6 +146,23 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     """
     dtype = _read_config(Path(path), trust_remote_code=False).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """The model of a folder on the meta device, every layer in its own shape."""
+    config = _read_config(path, trust_remote_code)
+    with quiet_transformers():
+        shapes = read_layer_config(config, family_of(config))
+        # transformers builds all layers from the global values, which a heterogeneous config hides.
+        config.per_layer_config = None
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+        model.tie_weights()
+        resize(model, shapes)
+        write_layer_config(model.config, ModelView(model))
+    return model
 
 
 def _present_config(model: PreTrainedModel) -> PretrainedConfig:

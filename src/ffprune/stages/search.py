@@ -18,17 +18,15 @@ from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import Candidate, SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
 from ffprune.allocate.uniform import handmade
-from ffprune.compress.structured import prepare
 from ffprune.core.budget import Bounds, check_reachable
 from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.units import Allocation, Unit
-from ffprune.models.view import ModelView
+from ffprune.models.checkpoint import read_units
 from ffprune.stages import artifacts, figures
+from ffprune.stages.cluster import hired
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, read_orders, validation_windows
-from ffprune.stages.levels import read_levels
-from ffprune.stages.record import CURVES, DENSE, ORDER, SEARCH_AGENT, SEARCH_EPISODES, SEARCH_POLICY, TRACES
-from ffprune.stages.reward import trial_reward
+from ffprune.stages.record import CURVES, DENSE, SEARCH_AGENT, SEARCH_EPISODES, SEARCH_POLICY, TRACES
+from ffprune.stages.search_reward import search_reward
 from ffprune.stages.search_store import SearchStore
 from ffprune.stages.sections import ScheduleParams
 
@@ -61,17 +59,15 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
     """Set the problem up and search."""
     params = ctx.params.search
     bounds = params.bounds()
-    windows = validation_windows(ctx, params.seqlen, "search.seqlen")
-    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
-    check_reachable(view.units, task.sparsity, bounds)
-    orders = read_orders(view, ctx.path(ORDER), params.compensated)
-    levels = read_levels(view, orders, ctx.path, ctx.params.levels.damping) if params.compensated else None
-    plan = prepare(view, orders, levels, DTYPES[ctx.params.compute.dtype])
-    reward = trial_reward(plan, view.units, windows, params.reward, params, ctx.params.seed)
-    starts = _starts(ctx, view.units, task.sparsity, bounds)
-    problem = Problem(view.units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
+    units = read_units(ctx.path(DENSE))
+    check_reachable(units, task.sparsity, bounds)
     best = 0.0
-    with ctx.progress(task.episodes, f"{ctx.stage.name} {task.sparsity:g}") as bar:
+    with (
+        hired(partial(search_reward, ctx), ctx.workers, params) as reward,
+        ctx.progress(task.episodes, f"{ctx.stage.name} {task.sparsity:g}") as bar,
+    ):
+        starts = _starts(ctx, units, task.sparsity, bounds)
+        problem = Problem(units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
 
         def show(episode: Episode) -> None:
             nonlocal best
@@ -84,7 +80,7 @@ def run_search(ctx: StageContext, task: Task) -> SearchResult:
             bar.update(1, **shown, best=best)
             ctx.log_metrics(shown, episode.number)
 
-        store = SearchStore(ctx.checkpoint_dir, view.units)
+        store = SearchStore(ctx.checkpoint_dir, units)
         find: Callable[..., SearchResult] = partial(search, problem)
         if params.agent == "guided":
             find = partial(guided, problem, _curves(ctx), params.guide.guidance())
