@@ -36,7 +36,7 @@ from ffprune.models.checkpoint import load_model, load_tokenizer
 from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
 from ffprune.stages.params import load_params
-from ffprune.stages.sections import Recipe, Study
+from ffprune.stages.sections import Recipe, Study, Workers
 from ffprune.stages.workshop import Workshop
 
 HERE = Path(__file__).resolve().parent
@@ -144,8 +144,9 @@ def _measure(
     precision = "highest" if recipe.sparsity >= 0.7 else "medium"
     torch.set_float32_matmul_precision(precision)
     view = ModelView(load_model(folder, torch.float32))
+    alone = Workers(count=0, address=None, gpus=0)
     shop = Workshop(
-        recipe.label, recipe, study, view, calibration, lambda: search, torch.bfloat16, 0, lambda _: NoStore()
+        recipe.label, recipe, study, view, calibration, lambda: search, torch.bfloat16, 0, alone, lambda _: NoStore()
     )
     shop.check()
     started = time.monotonic()

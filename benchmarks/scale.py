@@ -136,7 +136,18 @@ def measure(size: str) -> dict[str, Any]:
     ratios["levels"] = round(ratios["levels"] * share, 3)
     policy = handmade(view.units, 0.2, Bounds(0.2, 1.0))
     plan = prepare(view, everything, levels, torch.bfloat16)
-    reward = ModelReward(model, plan.apply, Allocation.dense(view.units), windows, "divergence", 1, 1, 1, 0)
+    reward = ModelReward(
+        model=model,
+        apply=plan.apply,
+        dense=Allocation.dense(view.units),
+        windows=windows,
+        kind="divergence",
+        trial_samples=1,
+        fixed=1,
+        batch_size=1,
+        threads=torch.get_num_threads(),
+        seed=0,
+    )
     reward(policy, 1, 0)  # the dense model's part, and levels that the bank of the pipeline would have
 
     def trial() -> None:

@@ -28,12 +28,14 @@ def environment(schedule: Schedule, per_update: int = 8, **change: object) -> tu
 
 
 def play(env: PruningEnv, episodes: int) -> list[float]:
-    """Random scores; returns what the agent saw."""
+    """Random scores, whole updates of 8; returns what the agent saw."""
     draw, seen = np.random.default_rng(0), []
     for _ in range(episodes):
         observation, _ = env.reset()
         seen.append(float(observation[0]))
         env.step(draw.normal(size=len(UNITS)).astype(np.float32))
+        if env.episode % 8 == 0:
+            env.settle()
     return seen
 
 
@@ -51,17 +53,20 @@ def test_the_state_is_the_target_sparsity_alone() -> None:
     assert env.action_space.shape == (len(UNITS),)
 
 
-def test_an_episode_is_one_step_with_the_rewards_of_its_policy() -> None:
+def test_an_episode_is_one_step_and_its_reward_comes_with_the_updates_end() -> None:
     env, log = environment(FLAT)
     env.reset()
     scores = np.linspace(-1, 1, len(UNITS)).astype(np.float32)
     _, reward, terminated, truncated, _ = env.step(scores)
-    assert (terminated, truncated) == (True, False)
+    assert (reward, terminated, truncated) == (0.0, True, False)
+    assert not log
+    (reward,) = env.settle()
     (episode,) = log
     assert episode.number == 0
     assert reward == episode.outcome.reward == pytest.approx(np.exp(-env.problem.reward.loss(episode.allocation)))  # type: ignore[attr-defined]
     assert episode.allocation == env.problem.allocate(scores.astype(np.float64), 0.3)
     np.testing.assert_array_equal(episode.scores, scores)
+    assert env.settle() == []
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
@@ -95,7 +100,7 @@ def test_task_and_samples_stay_within_an_update_and_rise_over_updates() -> None:
 
 def test_without_a_curriculum_every_episode_is_the_final_task() -> None:
     env, log = environment(FLAT)
-    play(env, 10)
+    play(env, 16)
     assert {(e.sparsity, e.samples) for e in log} == {(0.3, 6)}
 
 

@@ -118,11 +118,11 @@ def test_an_answer_is_only_for_the_same_policy_samples_and_draw() -> None:
         journal, bandit = Memory(), Bandit(WEIGHTS)
         first = Replayed(Bandit(WEIGHTS), journal)
         for draw in (5, 0, 6):
-            first(dense, 3, draw)
+            list(first.many([dense], 3, draw))
         again = Replayed(bandit, journal)
-        again(dense, 3, 5)
-        again(*asked)
-        again(dense, 3, 6)
+        list(again.many([dense], 3, 5))
+        list(again.many([asked[0]], *asked[1:]))
+        list(again.many([dense], 3, 6))
         assert bandit.calls == [asked, (dense, 3, 6)]
         assert len(journal.entries) == 3
     assert again.most_samples == bandit.most_samples

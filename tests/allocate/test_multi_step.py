@@ -36,7 +36,7 @@ def environment(
 
 
 def play(env: MultiStepEnv, scores: Sequence[float]) -> tuple[list[np.ndarray], list[float]]:
-    """One episode; the states seen before each step, and the rewards."""
+    """One episode, evaluated; the states seen before each step, and the rewards of the steps."""
     state, _ = env.reset()
     states, rewards = [], []
     for i, score in enumerate(scores):
@@ -45,6 +45,7 @@ def play(env: MultiStepEnv, scores: Sequence[float]) -> tuple[list[np.ndarray], 
         rewards.append(reward)
         assert terminated == (i == len(scores) - 1)
         assert not truncated
+    env.settle()
     return states, rewards
 
 
@@ -90,13 +91,13 @@ def test_matrices_of_different_roles_look_different() -> None:
     assert kinds[:7] == kinds[7:]
 
 
-def test_the_reward_comes_with_the_last_unit() -> None:
+def test_an_episode_is_evaluated_once() -> None:
     env, log = environment()
     scores = [0.5, -1.0, 2.0, 0.0, 1.0, 0.3]
     _, rewards = play(env, scores)
     (episode,) = log
-    assert rewards[:-1] == [0.0] * 5
-    assert rewards[-1] == episode.outcome.reward > 0
+    assert rewards == [0.0] * 6
+    assert episode.outcome.reward > 0
     assert len(env.problem.reward.calls) == 1  # type: ignore[attr-defined]
     np.testing.assert_allclose(episode.scores, scores, rtol=1e-6)
     play(env, scores[::-1])

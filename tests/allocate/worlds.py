@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from hypothesis import strategies as st
@@ -77,6 +77,9 @@ class Bandit:
     def loss(self, allocation: Allocation) -> float:
         """The true loss of an allocation, nats."""
         return float((self.weights * (1 - np.array(allocation.retention)) ** 2).sum())
+
+    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+        return (self(allocation, samples, draw) for allocation in allocations)
 
     def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
         self.calls.append((allocation, samples, draw))

@@ -41,7 +41,15 @@ class Pruned:
             set_unit(self.view, index, self.weights(index, kept))
 
     def reward(self, kind: str = "perplexity_ratio", **change: object) -> ModelReward:
-        options = {"windows": WINDOWS, "trial_samples": 4, "fixed": 3, "batch_size": 2, "seed": 0, **change}
+        options = {
+            "windows": WINDOWS,
+            "trial_samples": 4,
+            "fixed": 3,
+            "batch_size": 2,
+            "threads": 1,
+            "seed": 0,
+            **change,
+        }
         return ModelReward(model=self.view.model, apply=self.apply, dense=self.dense, kind=kind, **options)  # type: ignore[arg-type]
 
 

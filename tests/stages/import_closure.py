@@ -16,6 +16,7 @@ INFRASTRUCTURE = {"ffprune/__init__.py", "ffprune/stages/__init__.py"} | {
     f"ffprune/stages/{name}.py"
     for name in (
         "artifacts",
+        "cluster",
         "context",
         "environment",
         "execution",
@@ -32,6 +33,7 @@ INFRASTRUCTURE = {"ffprune/__init__.py", "ffprune/stages/__init__.py"} | {
         "sections",
         "table",
         "tracking",
+        "workers",
     )
 }
 

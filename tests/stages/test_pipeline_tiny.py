@@ -25,7 +25,7 @@ from ffprune.evaluate.latency import Latencies
 from ffprune.models.checkpoint import load_model
 from ffprune.models.view import ModelView
 from ffprune.stages import latency as latency_stage
-from ffprune.stages import search as search_stage
+from ffprune.stages import search_reward
 from ffprune.stages.budget import Budget
 from ffprune.stages.context import Nowhere, StageContext
 from ffprune.stages.record import (
@@ -353,7 +353,7 @@ def test_latency_is_searched_cut_measured_and_reported(scratch: Path, monkeypatc
 def test_an_unreachable_sparsity_names_the_reach_before_any_work(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_stage, "prepare", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(search_reward, "prepare", lambda *_: pytest.fail("work was done"))
     # Within 1 - min_keep, which params.yaml is checked against, but not with whole key/value groups.
     message = refused(UnreachableSparsity, "search", search={"sparsity": 0.79})
     assert "sparsity 0.79 was asked for" in message

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
@@ -49,6 +51,29 @@ PRESETS: dict[str, Preset] = {
     # Thousands of episodes on a model of the reward, as departures from the policy that is best by the sum of curves.
     "guided": Preset((256, 128), (256, 128), 3e-3, 0.2, 64, 10, 0.1),
 }
+
+
+class _Settled(BaseCallback):
+    """Puts rewards that come at the end of an update (:meth:`PolicyEnv.settle`) where those of the steps are.
+
+    Args:
+        env: the environment.
+        buffer: the agent's steps.
+    """
+
+    def __init__(self, env: PolicyEnv, buffer: RolloutBuffer) -> None:
+        super().__init__()
+        self._env, self._buffer = env, buffer
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        rewards = self._env.settle()
+        if rewards:
+            # An episode's reward is that of its last step; what was computed of no rewards is computed again.
+            self._buffer.rewards[self._env.steps - 1 :: self._env.steps, 0] = rewards
+            self._buffer.compute_returns_and_advantage(self.locals["values"], self.locals["dones"])
 
 
 class Agent:
@@ -94,7 +119,7 @@ class Agent:
 
     def update(self) -> None:
         """Run the episodes of one update, then learn from them."""
-        self._ppo.learn(self._steps, reset_num_timesteps=False)
+        self._ppo.learn(self._steps, _Settled(self.env, self._ppo.rollout_buffer), reset_num_timesteps=False)
 
     def act(self, observation: NDArray[np.float32]) -> NDArray[np.float64]:
         """The mean action at an observation of the environment."""

@@ -68,9 +68,16 @@ class PolicyEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """What the agent sees first when the target is the problem's own."""
         return np.array([self.problem.sparsity], dtype=np.float32)
 
+    def settle(self) -> list[float]:
+        """Rewards of the episodes since the last call, where steps do not give them; none where they do."""
+        return []
+
 
 class PruningEnv(PolicyEnv):
     """One step per episode: state = target sparsity, action = one unbounded score per unit.
+
+    Steps give no reward. Neither states nor actions of an update depend on its rewards, so that all its policies are
+    known before the first is evaluated: :meth:`settle` asks for them together, and the trials may run side by side.
 
     The sparsity and fidelity curricula (FF Eq. 3-5) change between updates, never within one, so that the
     policies of an update are compared at the same task on the same samples.
@@ -93,6 +100,7 @@ class PruningEnv(PolicyEnv):
         self.schedule = schedule
         self._per_update, self._on_episode = episodes_per_update, on_episode
         self._lowest = reachable(problem.units, problem.bounds)[0]
+        self._open: list[tuple[int, float, NDArray[np.float64], Allocation]] = []
 
     @property
     def _update(self) -> int:
@@ -103,11 +111,6 @@ class PruningEnv(PolicyEnv):
         """sigma_t of the current update (FF Eq. 4), but never below what a_max < 1 removes in any case."""
         aimed = self.schedule.sparsity_at(self._update * self._per_update, self.problem.sparsity)
         return max(aimed, self._lowest)
-
-    @property
-    def samples(self) -> int:
-        """n_eval(t) of the current update (FF Eq. 5)."""
-        return self.schedule.samples_at(self._update * self._per_update, self.problem.reward.most_samples)
 
     def _observe(self) -> NDArray[np.float32]:
         return np.array([self.sparsity], dtype=np.float32)
@@ -120,17 +123,24 @@ class PruningEnv(PolicyEnv):
         return self._observe(), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Map the scores to a policy, prune, evaluate; the episode ends."""
+        """Map the scores to a policy; the episode ends."""
         scores = np.asarray(action, dtype=np.float64)
-        reward = self._finish(scores, self.problem.allocate(scores, self.sparsity))
-        return self._observe(), reward, True, False, {}
+        self._finish(scores, self.problem.allocate(scores, self.sparsity))
+        return self._observe(), 0.0, True, False, {}
 
-    def _finish(self, scores: NDArray[np.float64], allocation: Allocation) -> float:
-        """Evaluate the policy of an episode, which ends, and tell of it; the reward."""
-        sparsity, samples = self.sparsity, self.samples
-        draw = self._update
-        outcome = self.problem.reward(allocation, samples, draw)
-        episode = Episode(self.episode, sparsity, samples, draw, scores, allocation, outcome)
+    def settle(self) -> list[float]:
+        """Evaluate the policies of an update, which has ended, on its samples (FF Eq. 5); tell of every episode."""
+        ended, self._open = self._open, []
+        draw = (self.episode - len(ended)) // self._per_update
+        samples = self.schedule.samples_at(draw * self._per_update, self.problem.reward.most_samples)
+        outcomes = self.problem.reward.many([allocation for *_, allocation in ended], samples, draw)
+        rewards = []
+        for (number, sparsity, scores, allocation), outcome in zip(ended, outcomes, strict=True):
+            self._on_episode(Episode(number, sparsity, samples, draw, scores, allocation, outcome))
+            rewards.append(outcome.reward)
+        return rewards
+
+    def _finish(self, scores: NDArray[np.float64], allocation: Allocation) -> None:
+        """End an episode; its policy waits for the others of the update."""
+        self._open.append((self.episode, self.sparsity, scores, allocation))
         self.episode += 1
-        self._on_episode(episode)
-        return outcome.reward

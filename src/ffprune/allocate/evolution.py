@@ -117,8 +117,7 @@ def eas(
         children = [child for breed in breeders[: trials - len(laboratory.trials)] for child in untried(breed)]
         if not children:
             break
-        born = [laboratory.test(child, most, 0) for child in children]
-        parents = best_first([*parents, *born])[: settings.survivors]
+        parents = best_first([*parents, *laboratory.test(children, most, 0)])[: settings.survivors]
         breeders = [mutated] * settings.mutated + [crossed] * settings.crossed
         breeders += [fresh] * (settings.population - len(breeders))
     best = [(f"trial {trial.number}", trial.allocation) for trial in parents[:1]]

@@ -105,7 +105,7 @@ def evopress(
         for survivors, fidelity in zip(settings.survivors, samples, strict=True):
             # First in the list: an offspring must be better than the parent, not as good.
             pool = [parent, *pool] if survivors == 1 else pool
-            scored = best_first([laboratory.test(candidate, fidelity, draw) for candidate in pool])
+            scored = best_first(laboratory.test(pool, fidelity, draw))
             pool = [trial.allocation for trial in scored[:survivors]]
             draw += 1
         parent = pool[0]

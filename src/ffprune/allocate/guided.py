@@ -107,8 +107,9 @@ def guided(
         number = log[-1].draw + 1 if log else 0
         samples = schedule.samples_at(len(log), problem.reward.most_samples)
         policies = _round(problem, surrogate, agent, world, guidance, log, seed * 1_000_003 + number)
-        for scores, allocation in policies[: trials - len(log)]:
-            outcome = problem.reward(allocation, samples, number)
+        policies = policies[: trials - len(log)]
+        outcomes = problem.reward.many([allocation for _, allocation in policies], samples, number)
+        for (scores, allocation), outcome in zip(policies, outcomes, strict=True):
             log.append(Episode(len(log), problem.sparsity, samples, number, scores, allocation, outcome))
             on_episode(log[-1])
         store.save(agent.state(), log, starts)

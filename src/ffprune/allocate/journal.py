@@ -6,6 +6,7 @@ state of its own kept: it is answered from the journal up to where it was killed
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -86,16 +87,30 @@ class Replayed:
         """N_max of FF Eq. 5."""
         return self.reward.most_samples
 
-    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
-        """What the journal says next, or the reward."""
-        if self._left:
-            past = self._left.pop()
-            if (past.kept, past.samples, past.draw) == (allocation.kept, samples, draw):
-                self._answered += 1
-                return past.outcome
+    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+        """What the journal says next, and what the reward says of the rest."""
+        for number, allocation in enumerate(allocations):
+            past = self._next(allocation, samples, draw)
+            if past is None:
+                yield from self._asked(allocations[number:], samples, draw)
+                return
+            yield past
+
+    def _next(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome | None:
+        """The journal's answer; None where it ends, or is that of another search."""
+        if not self._left:
+            return None
+        past = self._left.pop()
+        if (past.kept, past.samples, past.draw) != (allocation.kept, samples, draw):
             self._left.clear()
             self.journal.keep(self._answered)
-        outcome = self.reward(allocation, samples, draw)
-        self.journal.append(Entry(allocation.kept, samples, draw, outcome))
+            return None
         self._answered += 1
-        return outcome
+        return past.outcome
+
+    def _asked(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+        outcomes = self.reward.many(allocations, samples, draw)
+        for allocation, outcome in zip(allocations, outcomes, strict=True):
+            self.journal.append(Entry(allocation.kept, samples, draw, outcome))
+            self._answered += 1
+            yield outcome

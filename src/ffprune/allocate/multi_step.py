@@ -34,7 +34,7 @@ class MultiStepEnv(PruningEnv):
     to the greatest), share of all cost removed so far, share still to come after this unit, retention of the
     unit before (1 at first). The kind is the last part of the unit's name, so that q and down differ. The score
     becomes a retention as in the single step, (tanh + 1) / 2 between the bounds, and then whole granules within
-    what the other units leave possible (AMC Alg. 1). The reward is 0 until the last unit.
+    what the other units leave possible (AMC Alg. 1). The reward is the last unit's, and comes with the update's end.
 
     Args:
         problem: what is to be allocated; its mapping is not used, its target is that of every episode.
@@ -77,14 +77,14 @@ class MultiStepEnv(PruningEnv):
         return self._state([]), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Decide about one unit; after the last, prune and evaluate."""
+        """Decide about one unit; after the last, the episode ends."""
         self._scores.append(float(action[0]))
         self._kept.append(self.bounded(self._kept, self._scores[-1]))
         if len(self._kept) < self.steps:
             return self._state(self._kept), 0.0, False, False, {}
-        reward = self._finish(np.array(self._scores), self._exact(self._kept))
+        self._finish(np.array(self._scores), self._exact(self._kept))
         # As in AMC's code, the last state once more.
-        return self._state(self._kept[:-1]), reward, True, False, {}
+        return self._state(self._kept[:-1]), 0.0, True, False, {}
 
     def play(self, act: Callable[[NDArray[np.float32]], NDArray[np.float64]]) -> Allocation:
         """The policy that an agent's mean actions come to; nothing is evaluated."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,20 +16,26 @@ from ffprune.core.units import Allocation, Unit
 
 
 class Reward(Protocol):
-    """Evaluates a policy on the really pruned model."""
+    """Evaluates policies on the really pruned model."""
 
     @property
     def most_samples(self) -> int:
         """N_max of FF Eq. 5: samples at full fidelity."""
 
-    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
-        """Score ``allocation`` on ``samples`` samples.
+    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+        """Score the policies of one round on the same samples.
+
+        A search asks for all that it knows it will try, so that trials may run side by side.
 
         Args:
-            allocation: the policy.
+            allocations: the policies.
             samples: how many samples (fidelity).
             draw: which random draw of samples; equal draws give equal samples, so that the policies of one
                 update are compared on the same text. None: the fixed samples of the final comparison.
+
+        Returns:
+            One outcome a policy, in this order, each as soon as it and those before it are known; to be read to the
+            end. An outcome depends on its policy and samples alone, not on what else is asked or was before.
         """
 
 

@@ -141,9 +141,9 @@ def search(
 def rescore(problem: Problem, policies: Sequence[tuple[str, Allocation]]) -> list[Candidate]:
     """Score policies on the same fixed samples at full fidelity, best first."""
     most = problem.reward.most_samples
-    scored = [
-        Candidate(name, allocation, problem.reward(allocation, most, None)) for name, allocation in distinct(policies)
-    ]
+    names, allocations = zip(*distinct(policies), strict=True) if policies else ((), ())
+    outcomes = problem.reward.many(allocations, most, None)
+    scored = [Candidate(*row) for row in zip(names, allocations, outcomes, strict=True)]
     return sorted(scored, key=lambda c: c.outcome.loss)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ffprune.allocate.problem import Problem
@@ -64,12 +64,14 @@ class Laboratory:
     on_trial: Callable[[Trial], None]
     trials: list[Trial] = field(default_factory=list)
 
-    def test(self, allocation: Allocation, samples: int, draw: int) -> Trial:
-        """Spend one evaluation."""
-        trial = Trial(len(self.trials), allocation, samples, self.problem.reward(allocation, samples, draw))
-        self.trials.append(trial)
-        self.on_trial(trial)
-        return trial
+    def test(self, allocations: Sequence[Allocation], samples: int, draw: int) -> list[Trial]:
+        """Spend an evaluation on each of these policies, all on the same samples."""
+        outcomes = self.problem.reward.many(allocations, samples, draw)
+        for allocation, outcome in zip(allocations, outcomes, strict=True):
+            trial = Trial(len(self.trials), allocation, samples, outcome)
+            self.trials.append(trial)
+            self.on_trial(trial)
+        return self.trials[len(self.trials) - len(allocations) :]
 
 
 def best_first(trials: list[Trial]) -> list[Trial]:

@@ -1,5 +1,7 @@
 """Refusals that teach: what was asked, what is possible, what to change."""
 
+from __future__ import annotations
+
 
 class FfpruneError(Exception):
     """A refusal with three parts, printed as one message; the command line exits with status 2.
@@ -13,6 +15,10 @@ class FfpruneError(Exception):
     def __init__(self, asked: str, possible: str, change: str) -> None:
         self.asked, self.possible, self.change = asked, possible, change
         super().__init__(f"{asked.rstrip('.')}. {possible.rstrip('.')}. {change.rstrip('.')}.")
+
+    def __reduce__(self) -> tuple[type[FfpruneError], tuple[str, str, str]]:
+        """The three parts, so that a worker's refusal reaches the process that asked it."""
+        return type(self), (self.asked, self.possible, self.change)
 
 
 class ParameterError(FfpruneError):
@@ -49,6 +55,10 @@ class NonFiniteLoss(FfpruneError):
 
 class DiskFull(FfpruneError):
     """There is not enough room for an output."""
+
+
+class WorkersLost(FfpruneError):
+    """Workers that try policies ended again and again."""
 
 
 class UnsafeFile(FfpruneError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -44,6 +45,8 @@ class ModelReward:
         trial_samples: windows of a trial at full fidelity (N_max of FF Eq. 5).
         fixed: windows of a final comparison.
         batch_size: windows a forward pass.
+        threads: processor threads of a trial. Sums differ in their last bits with the number, so it is the trial's own,
+            whatever the process that it runs in has.
         seed: of the draws.
     """
 
@@ -55,6 +58,7 @@ class ModelReward:
     trial_samples: int
     fixed: int
     batch_size: int
+    threads: int
     seed: int
     _dense_nll: dict[int, float] = field(default_factory=dict)
     _known: dict[tuple[tuple[int, ...], tuple[int, ...]], Outcome] = field(default_factory=dict)
@@ -84,8 +88,13 @@ class ModelReward:
         chosen = self._choose(samples, draw)
         key = allocation.kept, tuple(chosen)
         if key not in self._known:
-            self._known[key] = self._score(allocation, chosen)
+            with _on_threads(self.threads):
+                self._known[key] = self._score(allocation, chosen)
         return self._known[key]
+
+    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+        """One after the other, each when it is asked for: what a kill finds is what was told."""
+        return (self(allocation, samples, draw) for allocation in allocations)
 
     def _score(self, allocation: Allocation, chosen: list[int]) -> Outcome:
         dense = self._dense_mean(chosen)
@@ -136,3 +145,13 @@ class ModelReward:
                 )
             self._dense_nll |= dict(zip(missing, losses.tolist(), strict=True))
         return sum(self._dense_nll[i] for i in chosen) / len(chosen)
+
+
+@contextmanager
+def _on_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -100,23 +100,9 @@ def load_model(
         CorruptModel: config or weights are damaged or contradict each other.
     """
     path = Path(path)
-    config = _read_config(path, trust_remote_code)
+    model = _without_weights(path, dtype, trust_remote_code)
     files = weight_files(path)
     with quiet_transformers():
-        family = family_of(config)
-        shapes = read_layer_config(config, family)
-        # transformers builds all layers from the global values, which a heterogeneous config hides.
-        config.per_layer_config = None
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=dtype, trust_remote_code=trust_remote_code
-            )
-        model.tie_weights()
-        try:
-            narrow(model, shapes, family.layout)
-        except ValueError as error:
-            raise _bad_config(path / "config.json", error) from error
-        write_layer_config(model.config, ModelView(model))
         devices = placement(model, device, device_map)
         fill(model, files, dtype, devices)
     if (path / "generation_config.json").exists():
@@ -127,6 +113,15 @@ def load_model(
         accelerate.dispatch_model(model, devices)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def read_view(path: str | Path) -> ModelView:
+    """A model folder by its config alone: shapes on the meta device, no weight is read.
+
+    Raises:
+        MissingInput, UnsupportedArchitecture, CorruptModel: see :func:`load_model`.
+    """
+    return ModelView(_without_weights(Path(path), torch.float32, trust_remote_code=False))
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -154,6 +149,27 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     """
     dtype = _read_config(Path(path), trust_remote_code=False).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """The model of a folder on the meta device, every layer in its own shape."""
+    config = _read_config(path, trust_remote_code)
+    with quiet_transformers():
+        family = family_of(config)
+        shapes = read_layer_config(config, family)
+        # transformers builds all layers from the global values, which a heterogeneous config hides.
+        config.per_layer_config = None
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+        model.tie_weights()
+        try:
+            narrow(model, shapes, family.layout)
+        except ValueError as error:
+            raise _bad_config(path / "config.json", error) from error
+        write_layer_config(model.config, ModelView(model))
+    return model
 
 
 def _present_config(model: PreTrainedModel) -> PretrainedConfig:

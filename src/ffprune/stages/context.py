@@ -69,16 +69,24 @@ class StageContext:
         stage: the stage's record.
         params: the whole of params.yaml; the stage sees its declared sections.
         sink: where numbers go.
+
+    Attributes:
+        workers: how many processes try policies; no section to declare, since no result depends on it.
     """
 
     def __init__(self, stage: Stage, params: Params, sink: Sink | None = None) -> None:
-        self.stage = stage
+        self.stage, self.workers = stage, params.workers
+        self._given = params
         scoped = Scoped(params, stage.params, f"the stage '{stage.name}'")
         self.params = cast(Params, scoped)
         self.param_values = scoped.values()
         self.deps = tuple(path for dep in stage.deps for path in resolve(dep, self.param_values))
         self._sink: Sink = sink if sink is not None else Nowhere()
         self._checkpoints: Path | None = None
+
+    def __reduce__(self) -> tuple[type[StageContext], tuple[Stage, Params]]:
+        """A worker's copy; its numbers go nowhere."""
+        return type(self), (self.stage, self._given)
 
     def path(self, name: str) -> Path:
         """A declared input or output (or something inside it).

@@ -13,6 +13,9 @@ _QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Workers without a GPU see what this process sees; Ray would warn that this is to become its default.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Threads that wait must not spin: beside other work, spinning made the many small products ten times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
 }

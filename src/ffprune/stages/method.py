@@ -47,6 +47,7 @@ def run(ctx: StageContext) -> None:
         validation=lambda: validation_windows(ctx, study.search.seqlen, "study.search.seqlen"),
         dtype=DTYPES[ctx.params.compute.dtype],
         seed=ctx.params.seed,
+        workers=ctx.workers,
         store=lambda sparsity: SearchStore(_folder(ctx, sparsity), shop.units),
         journal=lambda: SearchJournal(_folder(ctx, recipe.sparsity)),
         on_trial=lambda number, trial: ctx.log_metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ffprune.compress.structured import Plan
@@ -33,5 +34,6 @@ def trial_reward(
         trial_samples=trials.samples,
         fixed=trials.final_samples,
         batch_size=trials.batch_size,
+        threads=trials.threads or torch.get_num_threads(),
         seed=seed,
     )

@@ -18,18 +18,16 @@ from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import Candidate, SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
 from ffprune.allocate.uniform import handmade
-from ffprune.compress.structured import prepare
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.units import Allocation, Unit
-from ffprune.models.view import ModelView
+from ffprune.models.checkpoint import read_view
 from ffprune.stages import artifacts, figures
 from ffprune.stages.budget import Budget, facts_of, warn_of_another_machine
+from ffprune.stages.cluster import hired
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, read_orders, validation_windows
-from ffprune.stages.levels import read_levels
-from ffprune.stages.record import CURVES, DENSE, LATENCY, ORDER, SEARCH_AGENT, SEARCH_EPISODES, SEARCH_POLICY, TRACES
-from ffprune.stages.reward import trial_reward
+from ffprune.stages.record import CURVES, DENSE, LATENCY, SEARCH_AGENT, SEARCH_EPISODES, SEARCH_POLICY, TRACES
+from ffprune.stages.search_reward import search_reward
 from ffprune.stages.search_store import SearchStore
 from ffprune.stages.sections import ScheduleParams
 
@@ -62,19 +60,17 @@ def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
     """Set the problem up and search; what was found, and for which budget."""
     params = ctx.params.search
     bounds = params.bounds()
-    windows = validation_windows(ctx, params.seqlen, "search.seqlen")
-    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
-    budget = Budget.on(view, facts_of(params, ctx.path(LATENCY)))
+    budget = Budget.on(read_view(ctx.path(DENSE)), facts_of(params, ctx.path(LATENCY)))
     warn_of_another_machine(budget.facts, ctx.params.compute.device)
     budget.check(task.sparsity, bounds)
-    orders = read_orders(view, ctx.path(ORDER), params.compensated)
-    levels = read_levels(view, orders, ctx.path, ctx.params.levels.damping) if params.compensated else None
-    plan = prepare(view, orders, levels, DTYPES[ctx.params.compute.dtype])
-    reward = trial_reward(plan, view.units, windows, params.reward, params, ctx.params.seed)
-    starts = _starts(ctx, budget.units, task.sparsity, bounds)
-    problem = Problem(budget.units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
+    units = budget.units
     best = 0.0
-    with ctx.progress(task.episodes, f"{ctx.stage.name} {task.sparsity:g}") as bar:
+    with (
+        hired(partial(search_reward, ctx), ctx.workers, params) as reward,
+        ctx.progress(task.episodes, f"{ctx.stage.name} {task.sparsity:g}") as bar,
+    ):
+        starts = _starts(ctx, units, task.sparsity, bounds)
+        problem = Problem(units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
 
         def show(episode: Episode) -> None:
             nonlocal best
@@ -87,7 +83,7 @@ def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
             bar.update(1, **shown, best=best)
             ctx.log_metrics(shown, episode.number)
 
-        store = SearchStore(ctx.checkpoint_dir, problem.units)
+        store = SearchStore(ctx.checkpoint_dir, units)
         find: Callable[..., SearchResult] = partial(search, problem)
         if params.agent == "guided":
             find = partial(guided, problem, _curves(ctx), params.guide.guidance())

@@ -51,6 +51,20 @@ class Tracking(Section):
     uri: str | None
 
 
+class Workers(Section):
+    """Processes that try policies side by side. No stage declares it: it never changes a result."""
+
+    count: int = Field(ge=0)
+    address: str | None = Field(min_length=1)
+    gpus: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _whole_or_a_share(self) -> Self:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus {self.gpus:g} is neither a share of one GPU nor a number of whole ones")
+        return self
+
+
 class Calibrate(Section):
     """Input statistics."""
 
@@ -175,6 +189,7 @@ class Trials(Section):
     final_samples: int = Field(ge=1)
     finalists: int = Field(ge=0)
     batch_size: int = Field(ge=1)
+    threads: int = Field(ge=0)
     step: int = Field(ge=1)
     schedule: ScheduleParams
 
@@ -332,6 +347,7 @@ class Params(Section):
     seed: int = Field(ge=0)
     compute: Compute
     tracking: Tracking
+    workers: Workers
     model: ModelParams
     data: TextParams
     calibrate: Calibrate
@@ -346,6 +362,23 @@ class Params(Section):
     report: Report
     study: Study
     methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Recipe]
+
+    @model_validator(mode="after")
+    def _workers_have_their_device(self) -> Self:
+        if not self.workers.count:
+            return self
+        device, gpus = self.compute.device, self.workers.gpus
+        if ":" in device:
+            raise ValueError(
+                f"compute.device {device} is one device, and Ray gives every worker devices of its own: "
+                f"set compute.device to {device.partition(':')[0]}"
+            )
+        if (device == "cuda") != (gpus > 0):
+            raise ValueError(
+                f"workers with {gpus:g} GPUs each cannot compute on compute.device {device}: "
+                f"set workers.gpus {'above 0, such as 1 or 0.5' if device == 'cuda' else 'to 0'}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_policy_per_sparsity(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,10 +34,11 @@ from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView
 from ffprune.models.walk import collect
 from ffprune.stages import evidence
+from ffprune.stages.cluster import check_installed, hired
 from ffprune.stages.inputs import last_map
 from ffprune.stages.recipes import rows_of
 from ffprune.stages.reward import trial_reward
-from ffprune.stages.sections import Recipe, Study
+from ffprune.stages.sections import Recipe, Study, Workers
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Workshop:
         validation: gives int64 ``[n, seqlen]`` windows of a search's reward.
         dtype: of a search's forward passes.
         seed: of everything random.
+        workers: how many processes try a search's policies.
         store: where the search at a sparsity keeps its state.
         journal: where a search that goes on by replay keeps its rewards.
         on_trial: told of every trial.
@@ -67,6 +69,7 @@ class Workshop:
     validation: Callable[[], Tensor]
     dtype: torch.dtype
     seed: int
+    workers: Workers
     store: Callable[[float], Store]
     journal: Callable[[], Journal] = NoJournal
     on_trial: Callable[[int, Looked], None] = lambda number, trial: None
@@ -93,7 +96,9 @@ class Workshop:
         Raises:
             FfpruneError: see :func:`rows_of`; a sparsity out of reach; a family that a compressor does not know.
         """
-        _, compressor = self.rows
+        allocator, compressor = self.rows
+        if allocator.searches:
+            check_installed(self.workers)
         if self.recipe.compressor == "slicegpt":
             slicegpt.check(self.view)
             slicegpt.dimensions(self.view.model.config.hidden_size, self.recipe.sparsity)
@@ -106,13 +111,17 @@ class Workshop:
         allocator, compressor = self.rows
         if compressor.granularity not in ("structured", "unstructured"):
             return None
-        recipe, search = self.recipe, self.study.search
-        bounds = self.study.bounds()
-        reward: Reward = self._reward() if allocator.searches else _no_reward
-        reward = Replayed(reward, self.journal()) if allocator.replays else reward
-        problem = Problem(self.units, recipe.sparsity, bounds, allocator.mapping, search.step, reward)
-        request = Request(
-            problem=problem,
+        if not allocator.searches:
+            return allocator.decide(self._request(_no_reward))
+        made = self._reward()
+        # Workers are sent the reward as it is: to make it anew they would need the text, and the time, of calibration.
+        with hired(lambda: made, self.workers, self.study.search) as reward:
+            return allocator.decide(self._request(Replayed(reward, self.journal()) if allocator.replays else reward))
+
+    def _request(self, reward: Reward) -> Request:
+        recipe, search, allocator = self.recipe, self.study.search, self.rows[0]
+        return Request(
+            problem=Problem(self.units, recipe.sparsity, self.study.bounds(), allocator.mapping, search.step, reward),
             evidence=self._evidence(),
             half_width=self.study.owl_half_width if recipe.allocator == "owl" else self.study.rank_half_width,
             trials=recipe.trials or 0,
@@ -123,7 +132,6 @@ class Workshop:
             store=self.store,
             on_trial=self._note,
         )
-        return allocator.decide(request)
 
     def compress(self, decision: Decision | None, progress: Callable[[int, int], None]) -> dict[str, Any]:
         """Prune the view's model; facts about how it went."""
@@ -234,7 +242,7 @@ class _NoReward:
 
     most_samples = 0
 
-    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
+    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
         raise AssertionError("an allocator that asks no reward was given one")
 
 
