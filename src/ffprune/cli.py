@@ -137,10 +137,10 @@ def params_check() -> None:
         check_budget(ModelView(meta_model(config_of(None)[1])), given, Path(LATENCY))
     if given.methods:
         # Tables of methods come with all that they need; only who has methods waits for it.
-        from ffprune.stages.recipes import rows_of
+        from ffprune.stages.recipes import check_onload
 
         for name, recipe in given.methods.items():
-            rows_of(name, recipe)
+            check_onload(name, recipe, given.compute)
     print(f"{PARAMS_FILE}: every parameter is known and valid")
 
 

@@ -103,7 +103,7 @@ def test_the_distance_from_ones_own_stream_is_nothing(pre_norm: ModelView, role:
     # What only a layer's last map is asked for is not kept behind the attention.
     assert (distance.end is None) == (role == "o")
     if distance.end is not None:
-        torch.testing.assert_close(distance.end.stream, target)
+        torch.testing.assert_close(torch.cat(distance.end.stream), target)
         assert len(distance.end.inputs) == len(WINDOWS)
     for moments, tokens in ((distance.fit, 4 * 12), (distance.held, 12)):
         assert moments.gram.count == tokens

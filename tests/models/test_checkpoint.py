@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -19,9 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 import ffprune
 from ffprune.core.errors import DiskFull, MissingInput, ParameterError
 from ffprune.models import checkpoint
-from ffprune.models.checkpoint import load_model, load_tokenizer, save_model
+from ffprune.models.blocks import BlockWalk
+from ffprune.models.checkpoint import load_model, load_tokenizer, save_model, stored_dtype
 from ffprune.models.surgery import mask_unit, read_unit, set_unit, slice_model
 from ffprune.models.view import ModelView
+from ffprune.models.walk import collect
 from ffprune.models.weights import placement
 from tests.models.conftest import CONFIGS, edit_tensors
 
@@ -107,9 +110,56 @@ def test_dtype_and_device(folder):
     assert load_model(folder, device_map="cpu").device == torch.device("cpu")
 
 
-def test_a_model_too_large_for_the_machine_is_refused(model):
-    with pytest.raises(ParameterError, match="does not fit"):
-        placement(model, "cpu", {"model": "cpu", "lm_head": "disk"})
+@pytest.mark.parametrize(
+    ("device_map", "said"),
+    [
+        ({"model": "cpu", "lm_head": "disk"}, "2 of 2 modules, 'lm_head' the first.*compute.onload to block"),
+        ({"model": "meta", "lm_head": "cpu"}, "1 of 2 modules, 'lm_head' the first.*compute.onload to block"),
+        ({"model.embed_tokens": "cpu"}, "says nothing of 'model.layers.0"),
+        ({"": "nowhere"}, "The device 'nowhere' was asked for.*Set compute.device"),
+        ("balanced", "The device 'balanced' was asked for"),
+    ],
+)
+def test_a_map_that_leaves_weights_without_a_device_is_refused(model, device_map, said):
+    with pytest.raises(ParameterError, match=said):
+        placement(model, "cpu", device_map)
+
+
+def test_modules_on_devices_of_their_own_are_dispatched(make_model, tmp_path, tokens):
+    save_model(make_model("llama_mha"), None, tmp_path / "m")
+    model = load_model(tmp_path / "m", device_map={"model": "cpu", "lm_head": "cpu"})
+    assert torch.equal(model(tokens).logits, make_model("llama_mha")(tokens).logits)
+    accelerate.dispatch_model(model, {"model": "cpu", "lm_head": "cpu"}, force_hooks=True)
+    layer = model.model.layers[0]
+    hooked = layer.forward
+    walk = BlockWalk(ModelView(model), tokens, 2)
+    assert layer.forward is hooked  # recording what enters the layers took nothing away
+    grams = walk.observe(("down",))[0]
+    assert torch.equal(grams["down"].xx, collect(ModelView(model), tokens, ["layers.0.down"], 2)["layers.0.down"].xx)
+
+
+def test_large_models_are_written_in_shards_of_which_one_is_in_memory(model, tmp_path, monkeypatch):
+    made = []
+    compact = checkpoint._compact
+    monkeypatch.setattr(checkpoint, "_compact", lambda tensor: made.append(compact(tensor)) or made[-1])
+    held = []
+    written = checkpoint.save_file
+
+    def save(tensors, file, metadata):
+        held.append(sum(tensor.nbytes for tensor in made))
+        made.clear()
+        written(tensors, file, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    save_model(model, None, tmp_path / "m", torch.float16, max_shard_size=6000)
+    files = sorted((tmp_path / "m").glob("*.safetensors"))
+    assert len(files) == len(held) > 3
+    assert max(held) <= 6000
+    assert {tensor.dtype for file in files for tensor in load_file(file).values()} == {torch.float16}
+    assert len({file.stat().st_mode for file in (tmp_path / "m").iterdir()}) == 1
+    assert load_model(tmp_path / "m", dtype=stored_dtype(tmp_path / "m")).dtype == torch.float16
+    loaded = load_model(tmp_path / "m").state_dict()
+    assert all(torch.equal(loaded[name], weight.half().float()) for name, weight in model.state_dict().items())
 
 
 def test_prefix_views_are_saved_without_their_hidden_rest(make_model, tokens, tmp_path):

@@ -68,6 +68,16 @@ def test_logits_and_shapes(pair, tokens) -> None:
     assert json.loads((pair.folder / "config.json").read_text())["architectures"] == [type(pair.masked).__name__]
 
 
+def test_a_folder_holds_nothing_but_the_model(make_model, uneven, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.py").write_text("print('of the folder where somebody works')")
+    view = ModelView(make_model("opt"))
+    slice_model(view, uneven(view.units))
+    save_model(view.model, None, tmp_path / "m")
+    names = {file.name for file in (tmp_path / "m").iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", CODE_FILE}
+
+
 def test_padded_batches_generate_as_the_masked_model_does(pair, padded) -> None:
     rows, mask = padded
     loaded = pair.loaded

@@ -22,6 +22,13 @@ def test_json_csv_and_tensors_come_back(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"new", "x.csv", "x.safetensors"}
 
 
+def test_the_same_tensors_and_metadata_make_the_same_file(tmp_path: Path) -> None:
+    facts = dict.fromkeys("abcdef", "1")
+    for name, given in (("x", facts), ("y", dict(reversed(facts.items())))):
+        artifacts.write_tensors(tmp_path / name, {"w": torch.ones(2)}, given)
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     artifacts.write_json(path, 1)
@@ -75,7 +82,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_a_cut_file_says_how_to_get_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = Path("data/stats/grams.safetensors")
+    path = Path("data/stats/grams/layers.0.safetensors")
     artifacts.write_tensors(path, {"g": torch.eye(8)})
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UnsafeFile, match="dvc repro calibrate"):

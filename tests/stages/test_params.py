@@ -124,6 +124,20 @@ def project_refusal(change: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
+    ("compute", "said"),
+    [
+        ({"onload": "layer"}, ["'compute.onload'", "'model' or 'block'", "given: 'layer'"]),
+        ({"device_map": "balanced"}, ["'compute.device_map'", "'auto'", "given: 'balanced'"]),
+        ({"device_map": "auto", "onload": "block"}, ["'compute'", "take turns on one", "set device_map to null"]),
+    ],
+)
+def test_a_model_larger_than_the_device_has_one_way_to_run(compute: dict[str, Any], said: list[str]) -> None:
+    message = project_refusal({"compute": compute})
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
     ("guide", "said"),
     [
         ({"low": 0.5}, ["range of sparsities from 0.5 to 0.4", "low is less than high", "search.guide.low"]),

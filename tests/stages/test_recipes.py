@@ -14,8 +14,8 @@ from ffprune.core.errors import ParameterError
 from ffprune.core.importance import CRITERIA
 from ffprune.core.saliency import SALIENCIES
 from ffprune.stages.exhibits.papers import comparison_methods, exhibits
-from ffprune.stages.recipes import catalogue, print_catalogue, rows_of
-from ffprune.stages.sections import Recipe
+from ffprune.stages.recipes import catalogue, check_onload, print_catalogue, rows_of
+from ffprune.stages.sections import Compute, Recipe
 
 
 def test_every_row_of_every_table_is_listed_with_its_source() -> None:
@@ -67,6 +67,16 @@ PLAIN = {
 }
 
 
+COMPUTE = {
+    "device": "cpu",
+    "dtype": "float32",
+    "device_map": None,
+    "onload": "model",
+    "threads": 1,
+    "matmul_precision": "highest",
+}
+
+
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
@@ -79,6 +89,23 @@ PLAIN = {
 def test_what_cannot_work_is_refused(parts: dict[str, Any], said: list[str]) -> None:
     with pytest.raises(ParameterError) as caught:
         rows_of("toy", Recipe(**{**PLAIN, **parts}))
+    assert all(words in str(caught.value) for words in said), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"compressor": "slicegpt", "criterion": None}, ["compressor slicegpt and compute.onload block", "svd_llm"]),
+        ({"allocator": "trace_rank"}, ["allocator trace_rank", "uniform", "Set compute.onload to model"]),
+        ({"allocator": "dynamic_programming"}, ["allocator dynamic_programming"]),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused_where_blocks_take_turns(parts: dict[str, Any], said: list[str]) -> None:
+    entry, where = Recipe(**{**PLAIN, **parts}), Compute(**COMPUTE)
+    check_onload("toy", entry, where)
+    check_onload("toy", Recipe(**PLAIN), where.model_copy(update={"onload": "block"}))
+    with pytest.raises(ParameterError) as caught:
+        check_onload("toy", entry, where.model_copy(update={"onload": "block"}))
     assert all(words in str(caught.value) for words in said), str(caught.value)
 
 

@@ -67,16 +67,18 @@ REPAIRS: dict[str, Repair] = {
 
 
 def rank_unit(criterion: str, parts: UnitLinears, gram: Gram, damping: float) -> Ranking:
-    """A unit's granules from the most to the least important; by FLAP's criterion the error is in its own scores.
+    """A unit's granules from the most to the least important, on the CPU; by FLAP's criterion the error is in its own
+    scores.
 
     Raises:
         ParameterError: the criterion is unknown.
     """
     weight, width = parts.last.weight.detach(), parts.width[parts.last_role]
     if criterion == FLUCTUATION:
-        return by_scores(granule_scores(wifv(weight, gram), width))
+        return by_scores(granule_scores(wifv(weight, gram), width).cpu())
     assert gram.xx is not None
-    return rank(criterion, weight, gram.xx, width, damping)
+    # An elimination is a long row of small products, each chosen by the one before: a GPU would only wait.
+    return rank(criterion, weight.cpu(), gram.xx.cpu(), width, damping)
 
 
 def cut(
@@ -123,10 +125,10 @@ def cut(
                 continue
             if parts.last_role == "down" and not dense_inputs:
                 grams, _ = walk.observe(("down",))
-            gram = grams[parts.last_role]
-            kept = torch.sort(rank_unit(criterion, parts, gram, damping).order[:keep]).values
+            gram, weight = grams[parts.last_role], parts.last.weight.detach()
+            kept = torch.sort(rank_unit(criterion, parts, gram, damping).order[:keep]).values.to(weight.device)
             columns = granule_indices(kept, parts.width[parts.last_role])
-            weight, bias = mend(parts.last.weight.detach(), gram, columns, damping)
+            weight, bias = mend(weight, gram, columns, damping)
             set_unit(view, index, read_unit(view, index).select(kept).replace_last(weight))
             if bias is not None:
                 _add_bias(parts.last, bias)

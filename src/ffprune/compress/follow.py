@@ -66,8 +66,8 @@ def follow(
             if isinstance(ranking, str):
                 order = rank_unit(ranking, parts, distance.fit.gram.merge(distance.held.gram), damping).order
             else:
-                order = ranking[index].to(weight.device)
-            kept = torch.sort(order[:keep]).values
+                order = ranking[index]
+            kept = torch.sort(order[:keep]).values.to(weight.device)
             columns = granule_indices(kept, parts.width[role])
             repaired, chosen = repair_towards(weight, distance.fit, distance.held, columns, damping)
             dampings[view.units[index].name] = chosen

@@ -152,7 +152,7 @@ def compress(
         walk = BlockWalk(view, windows, batch_size)
         # The head keeps the table that the embeddings give up here.
         model.config.tie_word_embeddings = False
-        basis = principal_basis(second_moment(walk.hidden))[:, :width]
+        basis = principal_basis(second_moment(walk.hidden.to(walk.arrive())))[:, :width]
         for table in layout.tables(view):
             rewrite_table(table, table.weight.double() @ basis)
         for block in view.blocks:
@@ -195,7 +195,9 @@ def _slice_attention(walk: BlockWalk, block: Block, layer: SlicedLayer, basis: T
     layer.attention_shortcut = _shortcut(basis.T, dtype)  # to the dense basis, until the next is known
     block.layer = Attending(layer)
     entrance = basis.to(dtype)
-    middle = torch.cat([walk.forward(walk.hidden[rows] @ entrance, i) for i, rows in enumerate(walk.batches)])
+    middle = torch.cat(
+        [walk.forward(walk.hidden[rows].to(entrance.device) @ entrance, i) for i, rows in enumerate(walk.batches)]
+    )
     block.layer = layer
     walk.view.model.get_submodule(walk.view.family.layers).register_module(str(block.index), layer)
 

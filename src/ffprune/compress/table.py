@@ -24,6 +24,7 @@ class Compressor:
         repairs: names of repairs; none where there is nothing to repair or it repairs by itself.
         patterns: whether N:M patterns go.
         quantises: whether GPTQ may follow.
+        by_block: whether it works on one layer at a time, so that the others need not be on the device.
     """
 
     paper: str
@@ -33,6 +34,7 @@ class Compressor:
     repairs: tuple[str, ...] = ()
     patterns: bool = False
     quantises: bool = False
+    by_block: bool = True
 
 
 COMPRESSORS: dict[str, Compressor] = {
@@ -50,6 +52,6 @@ COMPRESSORS: dict[str, Compressor] = {
         (*CRITERIA, FLUCTUATION),
         tuple(REPAIRS),
     ),
-    "slicegpt": Compressor("Ashkboos et al. 2024", "SliceGPT, Eq. 1-10", "hidden width"),
+    "slicegpt": Compressor("Ashkboos et al. 2024", "SliceGPT, Eq. 1-10", "hidden width", by_block=False),
     "svd_llm": Compressor("Wang et al. 2024", "SVD-LLM, truncation-aware whitening", "rank"),
 }

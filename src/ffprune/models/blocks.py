@@ -23,12 +23,12 @@ class LayerEnd:
     """What a layer's last map gets, and what the layer answers.
 
     Attributes:
-        inputs: [n, seqlen, width] of the map.
-        stream: [n, seqlen, d], the layer's output.
+        inputs: per batch, [b, seqlen, width] of the map, on the CPU.
+        stream: per batch, [b, seqlen, d], the layer's output, on the CPU.
     """
 
-    inputs: Tensor
-    stream: Tensor
+    inputs: list[Tensor]
+    stream: list[Tensor]
 
     def replaced(self, last: nn.Linear, columns: Tensor, weight: Tensor) -> Tensor:
         """The layer's output, were its last map another one.
@@ -37,11 +37,17 @@ class LayerEnd:
             last: its last map as it was.
             columns: [k] int64, the inputs that the other map reads.
             weight: [d, k], the other map; the bias stays.
+
+        Returns:
+            [n, seqlen, d], on the CPU.
         """
+        outputs = []
         with torch.no_grad():
-            inputs = self.inputs.to(weight.dtype)  # autocast hands them over in its own
-            difference = linear(inputs[..., columns], weight) - linear(inputs, last.weight)
-        return self.stream + difference
+            for batch, stream in zip(self.inputs, self.stream, strict=True):
+                inputs = batch.to(weight.device, weight.dtype)  # autocast hands them over in its own
+                difference = linear(inputs[..., columns], weight) - linear(inputs, last.weight)
+                outputs.append(stream + difference.cpu())
+        return torch.cat(outputs)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,10 @@ class BlockWalk:
     A layer runs with the arguments that the model itself passes it (masks, positions, rotary embeddings), recorded
     once beforehand: no loop over a family's internals that breaks with its next release.
 
+    The order of the loops is what lets a model be larger than the device: all batches go through one layer, then all
+    through the next. Hidden states rest on the CPU, and a batch at a time is where the layer is. With a model whose
+    layers are brought to the device in turn (:mod:`ffprune.models.onload`), a layer moves once.
+
     Args:
         view: the model's view; take the model in ``eval()``.
         windows: [n, seqlen] int64 token ids.
@@ -78,7 +88,7 @@ class BlockWalk:
     Attributes:
         view: the model's view.
         position: index of the layer that comes next.
-        hidden: [n, seqlen, d] input of that layer, on the model's device, in its dtype.
+        hidden: [n, seqlen, d] input of that layer, on the CPU, in the model's dtype.
         batches: rows of ``hidden`` in each batch.
 
     Raises:
@@ -96,7 +106,7 @@ class BlockWalk:
         self._arguments: dict[int, list[dict[str, Any]]] = {}
         for rows in self.batches:
             entered, arguments = _record(view, windows[rows].to(view.model.device))
-            hidden.append(entered)
+            hidden.append(entered.cpu())
             self._arguments.setdefault(len(entered), arguments)
         self.hidden = torch.cat(hidden)
 
@@ -105,17 +115,24 @@ class BlockWalk:
         """The layer that comes next."""
         return self.view.blocks[self.position].layer
 
+    def arrive(self) -> torch.device:
+        """Where the layer that comes next computes; its weights are there from now on."""
+        if self.view.onload is not None:
+            self.view.onload.bring(self.layer)
+        return next(self.layer.parameters()).device
+
     def forward(self, hidden: Tensor, batch: int, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Run the layer that comes next; differentiable unless gradients are switched off.
 
         Args:
-            hidden: [b, seqlen, d] with b the windows of that batch.
+            hidden: [b, seqlen, d] with b the windows of that batch, anywhere.
             batch: index in ``batches``.
             weights: role (q, k, v, o, gate, up, down) -> weight to compute with instead of the layer's own.
 
         Returns:
-            [b, seqlen, d].
+            [b, seqlen, d], where the layer is.
         """
+        device = self.arrive()
         rows = self.batches[batch]
         arguments = self._arguments[rows.stop - rows.start][self.position]
         replaced = {}
@@ -123,8 +140,8 @@ class BlockWalk:
             names = {id(module): name for name, module in self.layer.named_modules()}
             linears = self.view.blocks[self.position].linears
             replaced = {f"{names[id(linears[role])]}.weight": weight for role, weight in weights.items()}
-        with torch.autocast(hidden.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            output = torch.func.functional_call(self.layer, replaced, (hidden,), arguments)
+        with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
+            output = torch.func.functional_call(self.layer, replaced, (hidden.to(device),), arguments)
         assert isinstance(output, Tensor)
         return output
 
@@ -135,13 +152,14 @@ class BlockWalk:
             full: roles whose whole X^T X is wanted; the others get diagonal and mean.
 
         Returns:
-            Role -> Gram (q, k and v share one, gate and up too), and the outputs [n, seqlen, d]. Neither the layer
-            nor the position changes.
+            Role -> Gram (q, k and v share one, gate and up too) where the layer is, and the outputs [n, seqlen, d] on
+            the CPU. Neither the layer nor the position changes.
 
         Raises:
             NonFiniteLoss: statistics are not finite; names the linear.
         """
         prefix = f"layers.{self.position}."
+        self.arrive()  # the Grams are where the weights are
         with watch(self.view, (self.position,), {prefix + role for role in full}) as grams:
             outputs = self._outputs()
         return {name.removeprefix(prefix): gram for name, gram in grams.items()}, outputs
@@ -150,7 +168,7 @@ class BlockWalk:
         """The residual stream behind each unit of the layer that comes next, as the layer is now.
 
         Returns:
-            ``o`` -> [n, seqlen, d] behind the attention, ``down`` -> behind the FFN: the layer's output.
+            ``o`` -> [n, seqlen, d] behind the attention, ``down`` -> behind the FFN: the layer's output; on the CPU.
 
         Raises:
             UnsupportedArchitecture: the layer does more with its units' outputs than add them (norms behind them).
@@ -160,10 +178,11 @@ class BlockWalk:
             for i, rows in enumerate(self.batches):
                 with self._watch("o") as attention, self._watch("down") as ffn:
                     output = self.forward(self.hidden[rows], i)
-                after["down"].append(output)
-                after["o"].append(self.hidden[rows] + attention["output"])
+                middle = self.hidden[rows].to(output.device) + attention["output"]
+                after["down"].append(output.cpu())
+                after["o"].append(middle.cpu())
                 # The same whether the FFN comes after the attention or beside it.
-                if (after["o"][-1] + ffn["output"].view_as(output) - output).norm() > 0.05 * output.norm():
+                if (middle + ffn["output"].view_as(output) - output).norm() > 0.05 * output.norm():
                     raise UnsupportedArchitecture(
                         f"Layer {self.position} of {type(self.view.model).__name__} is not the sum of its input, its "
                         "attention and its FFN",
@@ -177,29 +196,30 @@ class BlockWalk:
 
         Args:
             role: ``o`` or ``down``, whose weights are the dense ones.
-            target: [n, seqlen, d], the stream wanted behind the unit.
+            target: [n, seqlen, d], the stream wanted behind the unit, on the CPU.
 
         Raises:
             NonFiniteLoss: statistics are not finite.
         """
         last = self.view.blocks[self.position].linears[role]
-        sums = [Moments.zeros(last.in_features, last.out_features, last.weight.device) for _ in range(2)]
+        device = self.arrive()
+        sums = [Moments.zeros(last.in_features, last.out_features, device) for _ in range(2)]
         inputs, streams = [], []
         with torch.no_grad():
             for i, rows in enumerate(self.batches):
-                stream = self.hidden[rows]
+                stream = self.hidden[rows].to(device)
                 # What follows the attention's last map is not needed.
                 with self._watch(role, last=role == "o") as seen, suppress(_Enough):
                     stream = self.forward(stream, i)
                 if role == "o":
                     stream = stream + seen["output"].view_as(stream)
-                sums[i % 4 == 3].update(seen["input"], target[rows] - stream)
+                sums[i % 4 == 3].update(seen["input"], target[rows].to(device) - stream)
                 if role == "down":
-                    inputs.append(seen["input"].view(len(target[rows]), -1, last.in_features))
-                    streams.append(stream)
+                    inputs.append(seen["input"].view(len(target[rows]), -1, last.in_features).cpu())
+                    streams.append(stream.cpu())
         for moments in sums:
             check_finite(f"layers.{self.position}.{role}", moments.gram)
-        return Distance(sums[0], sums[1], LayerEnd(torch.cat(inputs), torch.cat(streams)) if inputs else None)
+        return Distance(sums[0], sums[1], LayerEnd(inputs, streams) if inputs else None)
 
     @contextmanager
     def _watch(self, role: str, last: bool = False) -> Iterator[dict[str, Tensor]]:
@@ -224,13 +244,13 @@ class BlockWalk:
             outputs: [n, seqlen, d], its inputs; None: what the layer answers now, perhaps changed since
                 :meth:`observe`.
         """
-        self.hidden = self._outputs() if outputs is None else outputs
+        self.hidden = self._outputs() if outputs is None else outputs.cpu()
         self.position += 1
 
     def _outputs(self) -> Tensor:
         # Not in inference mode: a later forward pass may carry gradients.
         with torch.no_grad():
-            return torch.cat([self.forward(self.hidden[rows], i) for i, rows in enumerate(self.batches)])
+            return torch.cat([self.forward(self.hidden[rows], i).cpu() for i, rows in enumerate(self.batches)])
 
 
 def _record(view: ModelView, batch: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -244,6 +264,8 @@ def _record(view: ModelView, batch: Tensor) -> tuple[Tensor, list[dict[str, Any]
         return hidden
 
     layers = [block.layer for block in view.blocks]
+    # Those that move weights or inputs to a device (ours and accelerate's) have put a forward of their own there.
+    own = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
         layer.forward = pass_on
     try:
@@ -251,8 +273,10 @@ def _record(view: ModelView, batch: Tensor) -> tuple[Tensor, list[dict[str, Any]
         with torch.no_grad():
             view.model.get_decoder()(input_ids=batch, use_cache=False)  # type: ignore[no-untyped-call]
     finally:
-        for layer in layers:
+        for layer, forward in zip(layers, own, strict=True):
             del layer.forward
+            if forward is not None:
+                layer.forward = forward
     return entered[0], arguments
 
 

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,25 +26,35 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ffprune.core.errors import DiskFull, MissingInput, UnsafeFile
+from ffprune.core.errors import DiskFull, MissingInput, ParameterError, UnsafeFile
 from ffprune.models.families import family_named, family_of
 from ffprune.models.layer_config import quiet_transformers, read_layer_config, settle, write_layer_config
 from ffprune.models.modeling_pruned import narrow
+from ffprune.models.onload import Onload
 from ffprune.models.pretrained import is_ours, name_code, needs_code, write_code
 from ffprune.models.view import ModelView
 from ffprune.models.weights import CorruptModel, fill, placement, weight_files
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: str | Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
     """Write a model folder, whole or not at all.
 
-    Weights go to one ``model.safetensors`` (tied weights once); layers pruned to other shapes than the
-    dense ones are listed in config.json under ``per_layer_config``. The model is not changed.
+    Weights (tied ones once) go to ``model.safetensors``, or to several such files and their index; what is converted or
+    copied on the way is in memory one file at a time. Layers pruned to other shapes than the dense ones are listed in
+    config.json under ``per_layer_config``. The model is not changed.
 
     Args:
         model: of a supported family, dense or pruned.
         tokenizer: saved next to it; None for none.
         path: the folder; what it held before is replaced at the very end, and stays on failure.
+        dtype: number format of the weights on disk; None: that of the model's embeddings.
+        max_shard_size: of a file of weights, in bytes or as ``5GB``; a larger tensor has a file of its own.
 
     Raises:
         DiskFull: not enough room; states both sizes.
@@ -51,19 +62,28 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = _present_config(model)
+    dtype = dtype or model.dtype
+    config = _present_config(model, dtype)
     tensors = _tensors(model)
-    with _refusing_full_disk(path, sum(t.nbytes for t in tensors.values())), _replacing(path) as folder:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # What will be written, without its numbers.
+    shapes = {name: torch.empty_like(t, dtype=_format(t, dtype), device="meta") for name, t in tensors.items()}
+    plan = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_size)
+    with _refusing_full_disk(path, sum(t.nbytes for t in shapes.values())), _replacing(path) as folder:
         with quiet_transformers():
             config.save_pretrained(folder)
-        # safetensors makes its file readable by its owner only; a model is as shareable as its config.
-        (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+        for file, names in plan.filename_to_tensors.items():
+            shard = {name: _compact(tensors[name].to(_format(tensors[name], dtype))) for name in names}
+            save_file(shard, folder / file, metadata={"format": "pt"})
+            # safetensors makes its file readable by its owner only; a model is as shareable as its config.
+            (folder / file).chmod((folder / "config.json").stat().st_mode)
+        if plan.is_sharded:
+            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         if model.generation_config is not None:
             model.generation_config.to_json_file(folder / "generation_config.json")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        if hasattr(config, "auto_map"):
+        if any(not is_ours(code) for code in getattr(config, "auto_map", {}).values()):
             # A model that runs its own code can only be loaded again with that code next to it.
             for code in Path(config._name_or_path).glob("*.py"):
                 shutil.copy(code, folder)
@@ -77,6 +97,7 @@ def load_model(
     device: str | torch.device = "cpu",
     device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
+    onload: Literal["model", "block"] = "model",
 ) -> PreTrainedModel:
     """Load a dense or pruned model folder, from safetensors only.
 
@@ -89,22 +110,36 @@ def load_model(
         device: where the whole model goes, unless ``device_map`` is given.
         device_map: ``"auto"`` spreads the model over the devices there are; or module name -> device.
         trust_remote_code: run Python code that the folder ships.
+        onload: what is on the device at a time: ``"model"``, or ``"block"``, one decoder layer beside the embeddings
+            and the head (:class:`ffprune.models.onload.Onload`). The other layers rest on the CPU as they are stored,
+            mapped from their files: they cost no memory that the system could not take back.
 
     Returns:
         The model in eval mode, without gradients.
 
     Raises:
+        ParameterError: no such device, or a device map that cannot be (:func:`ffprune.models.weights.placement`), or
+            one together with ``onload="block"``.
         MissingInput: no folder, config or weights.
         UnsafeFile: pickled weights only, or code in the folder that was not trusted.
         UnsupportedArchitecture: no family fits.
         CorruptModel: config or weights are damaged or contradict each other.
     """
+    if onload == "block" and device_map is not None:
+        raise ParameterError(
+            f"A model was to be spread by the device map {device_map!r}, with one block on the device at a time",
+            "Blocks either have devices of their own or take turns on one",
+            "Leave out the device map, or set onload to 'model'",
+        )
     path = Path(path)
     model = _without_weights(path, dtype, trust_remote_code)
     files = weight_files(path)
     with quiet_transformers():
+        view = ModelView(model)
         devices = placement(model, device, device_map)
-        fill(model, files, dtype, devices)
+        fill(model, files, dtype, devices, view.family.layers if onload == "block" else None)
+    if onload == "block":
+        model.onload = Onload(model, [block.layer for block in view.blocks])  # type: ignore[assignment]
     if (path / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(path)
     if len(set(devices.values())) > 1:
@@ -172,27 +207,31 @@ def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) ->
     return model
 
 
-def _present_config(model: PreTrainedModel) -> PretrainedConfig:
-    """A copy of the model's config with its present shapes and dtype."""
+def _present_config(model: PreTrainedModel, dtype: torch.dtype) -> PretrainedConfig:
+    """A copy of the model's config with its present shapes."""
     config = copy.deepcopy(model.config)
     with quiet_transformers():
         write_layer_config(config, ModelView(model))
         settle(config, family_of(config))
-    config.dtype = model.dtype
+    config.dtype = dtype
     config.architectures = [type(model).__name__]
     name_code(config)
     return config
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What goes to disk: parameters and persistent buffers, tied ones once."""
+    """What goes to disk, as it is in memory: parameters and persistent buffers, tied ones once."""
     seen: set[int] = set()
     tensors = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            tensors[name] = _compact(tensor.detach())
+            tensors[name] = tensor.detach()
     return tensors
+
+
+def _format(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _compact(tensor: Tensor) -> Tensor:

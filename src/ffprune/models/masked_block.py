@@ -39,7 +39,7 @@ def masked_errors(walk: BlockWalk, wanted: Tensor) -> list[Error]:
 
     def error(rows: slice, batch: int, masks: Mapping[str, Tensor]) -> Tensor:
         masked = {role: weights[role] * mask.to(weights[role].dtype) for role, mask in masks.items()}
-        goal = wanted[rows].float()
+        goal = wanted[rows].to(walk.arrive(), torch.float32)
         off = walk.forward(walk.hidden[rows], batch, masked).float() - goal
         return (off.square().sum((0, 1)) / goal.square().sum((0, 1)).clamp_min(1e-12)).mean()
 
@@ -78,7 +78,7 @@ def prune_in_turn(
         kept = {role: round((1 - rate) * order[role].numel()) for role, rate in rates.items()}
         masked = {role: weights[role] * mask_from_ranks(order[role], kept[role], "row") for role in rates}
         with torch.no_grad():
-            outputs = [walk.forward(walk.hidden[rows], batch, masked) for batch, rows in enumerate(walk.batches)]
+            outputs = [walk.forward(walk.hidden[rows], batch, masked).cpu() for batch, rows in enumerate(walk.batches)]
         walk.advance(torch.cat(outputs))
         found |= {f"layers.{block.index}.{role}": rate for role, rate in rates.items()}
         if progress is not None:

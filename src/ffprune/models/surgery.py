@@ -195,6 +195,15 @@ def copy_model(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model)
 
 
+def light_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy with a config and modules of its own, whose weights are the original's until they are replaced.
+
+    Surgery and conversions replace weights; what writes into them reaches both models.
+    """
+    shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
 def _all(parts: UnitLinears) -> dict[str, nn.Linear]:
     return {**parts.inputs, parts.last_role: parts.last}
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ffprune.core.errors import UnsupportedArchitecture
 from ffprune.core.units import Kind, Unit
 from ffprune.models.families import Family, family_of
+from ffprune.models.onload import Onload
 
 
 def granule_indices(granules: Tensor, width: int) -> Tensor:
@@ -137,6 +138,7 @@ class ModelView:
         units: layer by layer, attention (``layers.3.attention``) before FFN (``layers.3.ffn``).
         prunable: ``layers.3.q`` -> linear, for q, k, v, o, gate, up, down of every layer in this order
             (OPT: no gate; fc1 is ``up``, fc2 is ``down``).
+        onload: brings layers to the device in turn, for a model that was loaded so; else None.
 
     Raises:
         UnsupportedArchitecture: no family fits.
@@ -145,6 +147,7 @@ class ModelView:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.family = family_of(model.config)
+        self.onload: Onload | None = getattr(model, "onload", None)
         layers = _submodule(model, self.family.layers, self.family)
         self.blocks = [Block(layer, i, self.family) for i, layer in enumerate(layers.children())]
         kinds: tuple[Kind, ...] = ("attention", "ffn")

@@ -69,10 +69,11 @@ def placement(
     """Module name -> device for a model without weights; ``""`` stands for the whole model.
 
     Raises:
-        ParameterError: the model does not fit into the memory of the devices there are.
+        ParameterError: a device that is not there, or a map that leaves modules without one; modules that the map would
+            leave on the disk, or on the CPU beside other devices.
     """
     if device_map is None or (isinstance(device_map, str) and device_map != "auto"):
-        return {"": torch.device(device_map or device)}
+        return {"": _device(device_map or device)}
     spread: dict[str, Any]
     if isinstance(device_map, str):
         import accelerate  # type: ignore[import-untyped]  # slow to import, rarely needed
@@ -81,16 +82,50 @@ def placement(
         spread = accelerate.infer_auto_device_map(model, no_split_module_classes=whole_blocks)
     else:
         spread = device_map
-    if "disk" in spread.values():
+    # accelerate leaves the weights of such modules on the meta device between runs: nothing could be ranked or cut.
+    resting = sorted(module for module, where in spread.items() if str(where) in ("cpu", "disk"))
+    if "disk" in spread.values() or 0 < len(resting) < len(spread):
         raise ParameterError(
-            "The model was to be spread over the devices of this machine",
-            "It does not fit into their memory together",
-            "Load it in a smaller dtype such as bfloat16, or use a larger machine",
+            f"The model was to be spread over {', '.join(sorted({str(where) for where in spread.values()}))}",
+            f"It does not fit into the memory of the devices: {len(resting)} of {len(spread)} modules, {resting[0]!r} "
+            "the first, would have no weights of their own there",
+            "Set compute.device_map to null and compute.onload to block (one block at a time on the device), or load "
+            "it in a smaller dtype such as bfloat16",
         )
-    return {module: torch.device(where) for module, where in spread.items()}
+    if missing := [name for name in model.state_dict() if not any(_covers(module, name) for module in spread)]:
+        raise ParameterError(
+            f"A device map of {len(spread)} modules was given",
+            f"It says nothing of {missing[0]!r} and {len(missing) - 1} others",
+            "Add them, or '' for all that is left",
+        )
+    return {module: _device(where) for module, where in spread.items()}
 
 
-def fill(model: PreTrainedModel, files: list[Path], dtype: torch.dtype, devices: dict[str, torch.device]) -> None:
+def _covers(module: str, name: str) -> bool:
+    return module == "" or name == module or name.startswith(f"{module}.")
+
+
+def _device(where: str | int | torch.device) -> torch.device:
+    """A device that is there."""
+    try:
+        device = torch.device(where)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ParameterError(
+            f"The device {where!r} was asked for",
+            str(error).splitlines()[0],
+            "Set compute.device to one that this machine has and torch is built for: cpu, cuda, cuda:1 ...",
+        ) from error
+    return device
+
+
+def fill(
+    model: PreTrainedModel,
+    files: list[Path],
+    dtype: torch.dtype,
+    devices: dict[str, torch.device],
+    resting: str | None = None,
+) -> None:
     """Read every tensor of a model on the meta device, in place.
 
     Parameters come out with ``requires_grad`` False; tied ones stay one tensor. Non-persistent buffers,
@@ -101,6 +136,7 @@ def fill(model: PreTrainedModel, files: list[Path], dtype: torch.dtype, devices:
         files: safetensors files.
         dtype: for floating-point tensors.
         devices: as :func:`placement` gives them.
+        resting: module whose tensors stay mapped in their files, on the CPU and as they are stored; None for none.
 
     Raises:
         CorruptModel: a file is damaged, or a tensor is missing, unexpected or of another shape.
@@ -114,7 +150,8 @@ def fill(model: PreTrainedModel, files: list[Path], dtype: torch.dtype, devices:
                         wanted.check_shape(name, tensors.get_slice(key).get_shape(), file)
                         tensor = tensors.get_tensor(key)
                         kind = dtype if tensor.is_floating_point() else tensor.dtype
-                        wanted.put(name, tensor.to(_device_of(name, devices), kind))
+                        rests = resting is not None and _covers(resting, name)
+                        wanted.put(name, tensor if rests else tensor.to(_device_of(name, devices), kind))
         except SafetensorError as error:
             raise CorruptModel(
                 f"{file} cannot be read: {error}",

@@ -20,6 +20,8 @@ from ffprune.stages.record import maker_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+_METADATA = "ffprune"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8)."""
@@ -68,12 +70,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as safetensors."""
+    """Write named tensors as safetensors; the same tensors and metadata make the same bytes."""
     from safetensors.torch import save_file
 
     check_room(path, sum(t.numel() * t.element_size() for t in tensors.values()))
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _write(path, lambda target: save_file(whole, target, metadata=dict(metadata or {})))
+    # safetensors writes several entries in a random order: all go into one.
+    one = {_METADATA: json.dumps(dict(sorted((metadata or {}).items())))}
+    _write(path, lambda target: save_file(whole, target, metadata=one))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -98,8 +102,9 @@ def read_metadata(path: Path) -> dict[str, str]:
 
     try:
         with safe_open(require(path), framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
+            found: dict[str, str] = json.loads((file.metadata() or {})[_METADATA])
+            return found
+    except (SafetensorError, ValueError, KeyError) as error:
         raise _damaged(path, "safetensors", error) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import TooLittleText
+from ffprune.core.gram import Gram
 from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_model, load_tokenizer
 from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
-from ffprune.stages.artifacts import read_tensors
+from ffprune.stages.artifacts import read_metadata, read_tensors, require, write_tensors
 from ffprune.stages.context import StageContext
 from ffprune.stages.record import CALIBRATION, DENSE, VALIDATION
 from ffprune.stages.sections import Compute
@@ -22,9 +23,22 @@ from ffprune.stages.sections import Compute
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load(folder: Path, compute: Compute, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A model on the configured device, in ``compute.dtype`` unless another is named."""
-    return load_model(folder, dtype or DTYPES[compute.dtype], compute.device, compute.device_map)
+def load(
+    folder: Path, compute: Compute, dtype: torch.dtype | None = None, differentiated: bool = False
+) -> PreTrainedModel:
+    """A model on the configured device, in ``compute.dtype`` unless another is named.
+
+    Args:
+        folder: of the model.
+        compute: where and how precisely.
+        dtype: of its forward passes.
+        differentiated: for gradients, which need all weights at once: blocks cannot take turns on the device then, and
+            the whole model is loaded to the CPU instead.
+    """
+    dtype = dtype or DTYPES[compute.dtype]
+    if differentiated and compute.onload == "block":
+        return load_model(folder, dtype)
+    return load_model(folder, dtype, compute.device, compute.device_map, onload=compute.onload)
 
 
 def sample_windows(folder: Path, text: Path, seqlen: int, count: int, seed: int, key: str) -> Tensor:
@@ -70,10 +84,25 @@ def last_map(view: ModelView, index: int) -> str:
     return f"layers.{view.block_of(index).index}.{view.unit_linears(index).last_role}"
 
 
-def read_grams(view: ModelView, path: Path) -> list[Tensor]:
-    """Per unit, the Gram X^T X of its last map's input, float32 ``[n, n]``, mapped from the file."""
-    tensors = read_tensors(path)
-    return [tensors[f"{last_map(view, index)}.xx"] for index in range(len(view.units))]
+def write_grams(folder: Path, layer: int, grams: Mapping[str, Gram]) -> None:
+    """A layer's full Grams, by role, in a file of its own: no more than one layer's need be in memory."""
+    full = {role: gram.xx for role, gram in grams.items() if gram.xx is not None}
+    write_tensors(_grams_file(folder, layer), full, {"tokens": str(next(iter(grams.values())).count)})
+
+
+def read_grams(view: ModelView, folder: Path) -> list[Tensor]:
+    """Per unit, the Gram X^T X of its last map's input, float32 ``[n, n]``, mapped from its layer's file."""
+    layers = [read_tensors(_grams_file(require(folder), block.index)) for block in view.blocks]
+    return [layers[unit.layer][view.unit_linears(index).last_role] for index, unit in enumerate(view.units)]
+
+
+def gram_tokens(folder: Path) -> int:
+    """Tokens that the Grams were summed over."""
+    return int(read_metadata(_grams_file(require(folder), 0))["tokens"])
+
+
+def _grams_file(folder: Path, layer: int) -> Path:
+    return folder / f"layers.{layer}.safetensors"
 
 
 def read_orders(view: ModelView, path: Path, repaired: bool) -> list[Tensor]:

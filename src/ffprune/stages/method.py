@@ -19,7 +19,7 @@ from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import DTYPES, calibration_windows, load, sample_windows, validation_windows
-from ffprune.stages.recipes import rows_of
+from ffprune.stages.recipes import check_onload
 from ffprune.stages.record import DENSE
 from ffprune.stages.search_journal import SearchJournal
 from ffprune.stages.search_store import SearchStore
@@ -35,7 +35,7 @@ def run(ctx: StageContext) -> None:
     """Decide, prune, measure; every step's seconds are kept apart."""
     name, study = ctx.stage.key, ctx.params.study
     recipe = ctx.params.methods[name]
-    rows_of(name, recipe)
+    check_onload(name, recipe, ctx.params.compute)
     count = recipe.calibration_windows or study.calibration.windows
     key = f"methods.{name}.calibration_windows" if recipe.calibration_windows else "study.calibration.windows"
     shop = Workshop(

@@ -10,20 +10,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ffprune.allocate.uniform import handmade, uniform
 from ffprune.core.units import Allocation
-from ffprune.models.checkpoint import load_tokenizer, save_model, stored_dtype
-from ffprune.models.surgery import copy_model, slice_model
+from ffprune.models.checkpoint import load_model, load_tokenizer, save_model, stored_dtype
+from ffprune.models.surgery import light_copy, slice_model
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.budget import Budget
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import kept_granules, load, read_orders
+from ffprune.stages.inputs import kept_granules, read_orders
 from ffprune.stages.policies import read_policy
 from ffprune.stages.record import DENSE, ORDER, PRUNED, SEARCH_POLICY, TRANSFER_POLICY
 
 
 def run(ctx: StageContext) -> None:
     """One folder per sparsity and policy, ``SPARSITY/POLICY``; the policy stands beside it."""
-    dense = load(ctx.path(DENSE), ctx.params.compute, stored_dtype(ctx.path(DENSE)))
+    # Nothing is computed: weights that no cut replaces stay mapped in their file.
+    dense = load_model(ctx.path(DENSE), stored_dtype(ctx.path(DENSE)))
     tokenizer = load_tokenizer(ctx.path(DENSE))
     view = ModelView(dense)
     orders = read_orders(view, ctx.path(ORDER), repaired=False)
@@ -31,7 +32,7 @@ def run(ctx: StageContext) -> None:
     artifacts.check_room(ctx.path(PRUNED), len(cuts) * sum(parameter.nbytes for parameter in dense.parameters()))
     with artifacts.atomic_dir(ctx.path(PRUNED)) as folder, ctx.progress(len(cuts), "prune") as bar:
         for target, name, allocation, budget in cuts:
-            model = copy_model(dense)
+            model = light_copy(dense)
             slice_model(ModelView(model), kept_granules(orders, allocation))
             _write(model, tokenizer, folder / f"{target:g}" / name, target, allocation, budget)
             bar.update(1, policy=f"{target:g}/{name}")

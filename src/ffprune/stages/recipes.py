@@ -15,7 +15,7 @@ from ffprune.core.importance import CRITERIA
 from ffprune.core.masks import parse_pattern
 from ffprune.core.saliency import SALIENCIES
 from ffprune.core.tables import look_up
-from ffprune.stages.sections import Recipe
+from ffprune.stages.sections import Compute, Recipe
 
 
 def rows_of(name: str, recipe: Recipe) -> tuple[Allocator, Compressor]:
@@ -52,6 +52,28 @@ def rows_of(name: str, recipe: Recipe) -> tuple[Allocator, Compressor]:
         )
     _check_search(where, recipe, allocator)
     return allocator, compressor
+
+
+def check_onload(name: str, recipe: Recipe, compute: Compute) -> None:
+    """Refuse what needs the whole model on the device where blocks take turns there.
+
+    Raises:
+        ParameterError: as :func:`rows_of`; or a recipe that is not for ``compute.onload: block``.
+    """
+    allocator, compressor = rows_of(name, recipe)
+    if compute.onload == "model":
+        return
+    # Gradients need all weights at once.
+    differentiating = {"curves", "sensitivity"} & set(allocator.needs)
+    if differentiating or not compressor.by_block:
+        part = f"allocator {recipe.allocator}" if differentiating else f"compressor {recipe.compressor}"
+        fitting = _names(n for n, row in ALLOCATORS.items() if not {"curves", "sensitivity"} & set(row.needs))
+        raise ParameterError(
+            f"methods.{name} was asked for with {part} and compute.onload block",
+            f"It needs the whole model at once; block by block go the allocators {fitting} and the compressors "
+            f"{_names(n for n, row in COMPRESSORS.items() if row.by_block)}",
+            "Set compute.onload to model, with compute.device cpu where the model is larger than the device",
+        )
 
 
 def _check_units(where: str, recipe: Recipe, allocator: Allocator, compressor: Compressor) -> None:

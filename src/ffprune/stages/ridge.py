@@ -12,7 +12,7 @@ from ffprune.compress.follow import follow
 from ffprune.core.ridge import repair
 from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_tokenizer, save_model, stored_dtype
-from ffprune.models.surgery import copy_model, read_unit, set_unit, slice_model
+from ffprune.models.surgery import light_copy, read_unit, set_unit, slice_model
 from ffprune.models.view import ModelView, granule_indices
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
@@ -53,8 +53,7 @@ def run(ctx: StageContext) -> None:
                 bar.update(units, model=shown)
 
             model = repairs[name](read_policy(facts)[0], done)
-            model.to(dtype=storage)  # type: ignore[call-arg]
-            save_model(model, tokenizer, out / target.name / method)
+            save_model(model, tokenizer, out / target.name / method, storage)
             shutil.copyfile(facts, out / target.name / f"{method}.json")
 
 
@@ -69,16 +68,16 @@ def _own_output(ctx: StageContext, dense: ModelView, orders: list[Tensor]) -> Re
 
     def make(policy: Allocation, done: Callable[[int], None]) -> PreTrainedModel:
         kept = kept_granules(orders, policy)
-        model = copy_model(dense.model)
+        model = light_copy(dense.model)
         view = ModelView(model)
         slice_model(view, kept)
         for index, granules in enumerate(kept):
             parts = dense.unit_linears(index)
             if len(granules) < parts.granules:
                 columns = granule_indices(granules, parts.width[parts.last_role])
-                weight = parts.last.weight.detach().cpu()
+                weight = parts.last.weight.detach().cpu().float()
                 repaired = repair(weight, grams[index], columns, params.damping, params.absolute)
-                set_unit(view, index, read_unit(view, index).replace_last(repaired.to(model.device)))
+                set_unit(view, index, read_unit(view, index).replace_last(repaired.to(parts.last.weight.device)))
             done(1)
         return model
 
@@ -91,7 +90,7 @@ def _stream(ctx: StageContext, dense: ModelView, orders: list[Tensor]) -> Repair
     windows = calibration_windows(ctx, params.seqlen, params.windows, "ridge.stream.windows")
 
     def make(policy: Allocation, done: Callable[[int], None]) -> PreTrainedModel:
-        view = ModelView(copy_model(dense.model))
+        view = ModelView(light_copy(dense.model))
         follow(
             view,
             policy,

@@ -39,9 +39,19 @@ class Compute(Section):
 
     device: str
     dtype: Literal["float32", "bfloat16", "float16"]
-    device_map: str | None
+    device_map: Literal["auto"] | None
+    onload: Literal["model", "block"]
     threads: int = Field(ge=0)
     matmul_precision: Literal["highest", "high", "medium"]
+
+    @model_validator(mode="after")
+    def _one_way_to_be_larger(self) -> Self:
+        if self.device_map is not None and self.onload == "block":
+            raise ValueError(
+                f"device_map {self.device_map} spreads the blocks over all devices, onload block lets them take turns "
+                "on one: set device_map to null or onload to model"
+            )
+        return self
 
 
 class Tracking(Section):

@@ -15,14 +15,14 @@ from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, calibration_windows, load, read_grams
+from ffprune.stages.inputs import DTYPES, calibration_windows, gram_tokens, load, read_grams
 from ffprune.stages.record import CURVES, DENSE, GRAMS, ORDER, TRACES
 
 
 def run(ctx: StageContext) -> None:
     """Three measurements that the search starts from: rankings, curvatures, Hessian traces."""
     params = ctx.params.sensitivity
-    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
+    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32, differentiated=True))
     grams = read_grams(view, ctx.path(GRAMS))
     rankings = _rankings(ctx, view, grams, params.criterion)
     plain = _rankings(ctx, view, grams, params.plain_criterion)
@@ -30,7 +30,7 @@ def run(ctx: StageContext) -> None:
     traces = _traces(ctx, view)
     view.model.to(dtype=DTYPES[ctx.params.compute.dtype])  # type: ignore[call-arg]
     curvatures = _curvatures(ctx, view)
-    tokens = int(artifacts.read_metadata(ctx.path(GRAMS))["tokens"])
+    tokens = gram_tokens(ctx.path(GRAMS))
     curves = []
     for index, (unit, ranking, curvature) in enumerate(zip(view.units, rankings, curvatures, strict=True)):
         d_out = view.unit_linears(index).last.out_features
