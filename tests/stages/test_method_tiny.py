@@ -113,6 +113,24 @@ def project(request: pytest.FixtureRequest, projects: dict[str, Path], monkeypat
     return projects[request.param]
 
 
+@pytest.mark.parametrize("name", ["two-of-four", "owl", "besa", "flap", "svd", "fastforward"])
+def test_with_blocks_taking_turns_a_method_finds_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sources(Path(), MODELS["llama"]())
+    stored = {"storage_dtype": "float16"}
+    download = stage_named("download")
+    call(download, StageContext(download, params(model=stored)))
+    whole, turns = (
+        run_method(name, RECIPES[name], model=stored, compute={"onload": onload}) for onload in ("model", "block")
+    )
+    assert turns["params_after"] == whole["params_after"]
+    # A pruned block rests in the number format that it is stored in.
+    wanted = whole["perplexity"]["test"]["value"]
+    assert turns["perplexity"]["test"]["value"] == pytest.approx(wanted, rel=5e-4)
+
+
 def test_every_row_of_both_tables_is_run_here() -> None:
     assert {entry["allocator"] for entry in RECIPES.values()} == set(ALLOCATORS)
     assert {entry["compressor"] for entry in RECIPES.values()} == set(COMPRESSORS)

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ffprune.core.errors import MissingInput
+from ffprune.models.checkpoint import save_model
 from ffprune.models.view import ModelView
-from ffprune.stages.costs import costs
+from ffprune.stages.costs import LIBRARIES, costs
 from ffprune.stages.params import load_params
 from ffprune.stages.plan import SHAPES, config_of, meta_model, print_plan
 from ffprune.stages.record import STAGES
-from tests.tiny import llama
+from ffprune.stages.sections import Params
+from tests.stages.tiny_project import params, write_text
+from tests.tiny import VOCAB, character_tokenizer, llama
 from tests.toy import REPO
 
 PARAMS = load_params(REPO / "params.yaml")
@@ -60,14 +67,85 @@ def test_timing_a_model_costs_what_a_budget_of_latency_needs() -> None:
     assert much.memory > 2 * 6.7e9
 
 
+def in_turn(params: Params) -> Params:
+    return params.model_copy(update={"compute": params.compute.model_copy(update={"onload": "block"})})
+
+
+def test_with_blocks_taking_turns_the_device_holds_one_block() -> None:
+    config = config_of("llama-70b")[1]
+    view = ModelView(meta_model(config))
+    whole, turns = ({cost.stage: cost for cost in costs(view, params)} for params in (PARAMS, in_turn(PARAMS)))
+    largest = 4 * sum(weight.numel() for weight in view.blocks[0].layer.parameters())
+    ends = 4 * 2 * config.vocab_size * config.hidden_size
+    for stage in ("calibrate", "ridge"):
+        assert whole[stage].device > 120e9
+        # The largest Grams and normal equations are those of 28,672 inputs.
+        assert turns[stage].device < 1.1 * (largest + ends) + 4 * 10 * config.intermediate_size**2
+        assert turns[stage].memory - turns[stage].mapped < whole[stage].memory - whole[stage].mapped
+    assert turns["sensitivity"].device == turns["prune"].device == 0
+    for cost in (*whole.values(), *turns.values()):
+        assert cost.mapped <= cost.memory
+        assert cost.device <= cost.memory
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch, transformers.models.llama.modeling_llama
+from ffprune.stages.context import StageContext
+from ffprune.stages.record import stage_named
+from ffprune.stages.run import call
+from ffprune.stages.sections import Params
+params = Params.model_validate_json(Path(sys.argv[1]).read_text())
+stage = stage_named("calibrate")
+import ffprune.stages.calibrate
+
+def peak():  # of this process alone; ru_maxrss knows the parent's too
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+before = peak()
+call(stage, StageContext(stage, params))
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_planned_is_the_memory_used(tmp_path: Path) -> None:
+    shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 14, "num_attention_heads": 12}
+    config = LlamaConfig(vocab_size=VOCAB, max_position_embeddings=64, tie_word_embeddings=True, **shape)
+    model = LlamaForCausalLM(config)
+    save_model(model, character_tokenizer(), tmp_path / "models" / "dense", torch.float16)
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    write_text(tmp_path / "data" / "text" / "calibration.txt")
+    held = []
+    for onload in ("model", "block"):
+        given = params(
+            compute={"onload": onload},
+            model={"storage_dtype": "float16"},
+            calibrate={"windows": 4, "seqlen": 32, "batch_size": 2},
+        )
+        (tmp_path / "params.json").write_text(given.model_dump_json())
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, "params.json"], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        planned = next(cost for cost in costs(ModelView(model), given) if cost.stage == "calibrate")
+        held.append(float(done.stdout))
+        assert 0.7 < (planned.memory - LIBRARIES) / held[-1] < 1.4, (onload, planned, held)
+    # The file's pages and a block, not twice as much again in float32.
+    assert held[1] < 0.7 * held[0]
+
+
 def test_an_unknown_model_is_refused_with_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MissingInput, match="llama-7b, llama-13b, llama-70b"):
         config_of(str(tmp_path))
 
 
-def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan("llama-7b", PARAMS)
+def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)  # of the whole process
+    print_plan("llama-7b", in_turn(PARAMS))
     shown = capsys.readouterr().out
+    assert "on cpu (compute.onload: block)" in " ".join(shown.split())
     assert "6,738,415,616 parameters" in shown
     assert all(stage.name in shown for stage in STAGES if stage.name != "report")

@@ -295,7 +295,7 @@ def dense_grams(
         full: roles whose whole X^T X is wanted; None: all.
 
     Yields:
-        Role -> Gram, layer by layer.
+        Role -> Gram, layer by layer; empty again when the next layer is asked for.
 
     Raises:
         ParameterError: there are no windows.
@@ -305,4 +305,5 @@ def dense_grams(
     for block in view.blocks:
         grams, outputs = walk.observe(tuple(block.linears) if full is None else full)
         yield grams
+        grams.clear()  # a loop would hold them while the next layer's are made
         walk.advance(outputs)

@@ -1,12 +1,14 @@
 """What every stage will need on a model of known shape: memory, disk, multiply-adds.
 
 Memory is what a stage holds at its worst moment: weights in the number formats that it uses, Grams, factors,
-activations of a batch. Mapped files count, for their pages do when they are read.
+activations of a batch. Mapped files count, for their pages do when they are read; the system takes these back where
+memory is short, so that they are also told by themselves.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -20,6 +22,8 @@ LIBRARIES = 0.55e9
 """Bytes of Python with torch, transformers and MLflow, before a stage reads anything."""
 LEARNING = 0.2e9
 """Bytes of stable-baselines3, which the search adds."""
+SHARD = 5e9
+"""Bytes of a file of weights, at most (:func:`ffprune.models.checkpoint.save_model`)."""
 ASKING = 0.3e9
 """Bytes of lm-eval and its data sets, which evaluate adds."""
 _HEAD_ROWS = 512
@@ -34,8 +38,10 @@ class Cost:
 
     Attributes:
         stage: its name.
-        memory: bytes held at once, at most.
+        memory: bytes held at once, at most, wherever they are.
         disk: bytes of its outputs.
+        mapped: bytes of ``memory`` that are pages of files.
+        device: bytes of ``memory`` that are on ``compute.device``.
         products: multiply-adds in the number format of ``compute.dtype``.
         single: multiply-adds in float32.
         double: multiply-adds in float64.
@@ -44,6 +50,8 @@ class Cost:
     stage: str
     memory: float
     disk: float
+    mapped: float = 0.0
+    device: float = 0.0
     products: float = 0.0
     single: float = 0.0
     double: float = 0.0
@@ -58,7 +66,7 @@ def costs(view: ModelView, params: Params) -> list[Cost]:
     """
     shape = _Shape(view, params)
     return [
-        Cost("download", LIBRARIES + (4 + shape.stored) * shape.whole, shape.stored * shape.whole),
+        Cost("download", LIBRARIES + (4 + shape.stored) * shape.whole, shape.file, shape.file),
         _calibrate(shape, params),
         _sensitivity(shape, params),
         _levels(shape, params),
@@ -84,6 +92,9 @@ class _Shape:
         self.size = DTYPES[params.compute.dtype].itemsize
         self.stored = DTYPES[params.model.storage_dtype].itemsize
         self.whole, self.prunable = param_count(view.model), view.prunable_params
+        self.file = float(self.stored * self.whole)
+        self.block = max(param_count(block.layer) for block in view.blocks)
+        self.in_turn = params.compute.onload == "block"
         self.lasts = view.last_maps
         self.widest = max(last.in_features for last in self.lasts)
         self.hidden = max(last.out_features for last in self.lasts)
@@ -91,6 +102,8 @@ class _Shape:
         self.squares = sum(last.in_features**2 for last in self.lasts)
         self.cubes = sum(last.in_features**3 for last in self.lasts)
         self.grams = 4 * self.squares
+        # One layer's: the inputs of its two last maps.
+        self.layer_grams = 4 * max(a.in_features**2 + b.in_features**2 for a, b in pairwise(self.lasts))
         self.maps = sum(4 * last.weight.numel() for last in self.lasts)
         self.logits = _HEAD_ROWS * self.vocabulary
         # A factorisation and a solution of every unit's repair.
@@ -101,9 +114,13 @@ class _Shape:
         # Of a pruned model, both sparsities on average.
         self.left = self.whole - self.prunable * (params.search.sparsity + params.transfer.sparsity) / 2
 
+    def held(self, size: float) -> float:
+        """Bytes of the model on the device in numbers of this size: all of it, or a block and what is in no block."""
+        return size * (self.whole - self.prunable + self.block if self.in_turn else self.whole)
+
     def loaded(self, size: float) -> float:
-        """Bytes of the libraries, the model's file and the model in numbers of this size."""
-        return LIBRARIES + (self.stored + size) * self.whole
+        """Bytes of the libraries, the model's file and the model on the device in numbers of this size."""
+        return LIBRARIES + self.file + self.held(size)
 
     def forward(self, tokens: float, with_head: bool = True) -> float:
         """Multiply-adds of a forward pass."""
@@ -117,11 +134,16 @@ class _Shape:
 def _calibrate(shape: _Shape, params: Params) -> Cost:
     given = params.calibrate
     tokens, batch = given.windows * given.seqlen, min(given.batch_size, given.windows) * given.seqlen
-    adding = 4 * shape.widest**2 + 4 * batch * shape.widest
+    # Hidden states of all windows, at both ends of a layer, and once more while they are joined.
+    streams = 3 * shape.size * tokens * shape.hidden
+    # A Gram is checked for what is not finite by way of a copy and a half.
+    working = shape.layer_grams + 6 * shape.widest**2 + shape.size * shape.activations(batch) + 4 * batch * shape.widest
     return Cost(
         "calibrate",
-        shape.loaded(shape.size) + shape.grams + shape.size * shape.activations(batch) + adding,
+        shape.loaded(shape.size) + streams + working,
         shape.grams,
+        shape.file,
+        shape.held(shape.size) + working,
         products=shape.forward(tokens, with_head=False),
         single=tokens * shape.squares,
     )
@@ -134,10 +156,13 @@ def _sensitivity(shape: _Shape, params: Params) -> Cost:
     # Gradient, probe, product and one more of each weight; the graph of a gradient, with the logits of a batch.
     graph = 4 * shape.activations(batch, len(shape.view.blocks)) + 8 * batch * shape.vocabulary
     differentiating = 4 * (4 * shape.prunable + graph)
+    # Gradients need all weights at once: on the device, or on the CPU where blocks take turns.
     return Cost(
         "sensitivity",
-        shape.loaded(4) + max(shape.grams + eliminating, differentiating),
+        LIBRARIES + shape.file + 4 * shape.whole + max(shape.grams + eliminating, differentiating),
         0,
+        shape.file + shape.grams,
+        0 if shape.in_turn else 4 * shape.whole + differentiating,
         products=3 * shape.forward(fisher.windows * fisher.seqlen),
         single=6 * shape.forward(traces.probes * traces.windows * traces.seqlen),
         double=4 * shape.cubes,
@@ -155,6 +180,8 @@ def _levels(shape: _Shape, params: Params) -> Cost:
         + 3 * 8 * shape.widest**2
         + 2 * shape.bank / max(len(shape.levels), 1),
         shape.bank,
+        shape.file + shape.grams,
+        shape.held(4),
         single=sum(
             last.out_features * sum((width * k) ** 2 for k in kept) / 2
             for last, width, kept in zip(shape.lasts, widths, shape.levels, strict=True)
@@ -186,30 +213,41 @@ def _search(shape: _Shape, params: Params, stage: str, episodes: int) -> Cost:
     # Levels that the bank lacks: Grams read, and factors kept.
     factors = 2 * shape.grams + 2 * shape.maps
     trying = LIBRARIES + shape.size * numbers + shape.bank + teacher + factors
+    working = shape.size * (shape.activations(batch) + shape.logits)
+    ordered = 0 if shape.in_turn else shape.size * shape.prunable
     compared = (3 + 2 + given.finalists) * given.final_samples + given.final_samples
     return Cost(
         stage,
         LEARNING + shape.maps + max(shape.loaded(4), trying),
         0,
+        shape.bank + shape.grams,
+        max(shape.held(4), shape.held(shape.size) + ordered + working),
         products=shape.forward((episodes * given.samples + compared) * given.seqlen),
     )
 
 
 def _prune(shape: _Shape, params: Params) -> Cost:
-    return Cost("prune", shape.loaded(2 * shape.stored), 2 * len(params.prune.policies) * shape.stored * shape.left)
+    cut = shape.stored * shape.left
+    return Cost("prune", LIBRARIES + shape.file + cut, 2 * len(params.prune.policies) * cut, shape.file)
 
 
 def _ridge(shape: _Shape, params: Params) -> Cost:
     given, stream = params.ridge, params.ridge.stream
     plain, followed = len(given.repairs.get("ridge", ())), len(given.repairs.get("stream", ()))
     tokens = stream.windows * stream.seqlen
-    # The dense model's walk beside the pruned one's: a copy of the model, streams and targets, a unit's inputs.
-    held = 4.0 * tokens * (6 * shape.hidden + 2 * shape.widest)
-    following = 4 * shape.whole + held + 4 * 8 * shape.widest**2 if followed else 0.0
+    batch = min(stream.batch_size, stream.windows) * stream.seqlen
+    # The dense model's walk beside the pruned one's: streams and targets, a unit's inputs; its normal equations.
+    streams = 4.0 * tokens * (6 * shape.hidden + shape.widest) if followed else 0.0
+    working = 4 * (8 * shape.widest**2 + shape.activations(batch)) if followed else 0.0
+    # A file of weights is converted as it is written.
+    pruned = (shape.stored if shape.in_turn else 4) * shape.left + min(shape.stored * shape.left, SHARD)
+    grams = shape.grams if plain else 0
     return Cost(
         "ridge",
-        shape.loaded(8) + (shape.grams if plain else 0) + following,
+        shape.loaded(4) + pruned + grams + streams + working,
         2 * (plain + followed) * shape.stored * shape.left,
+        shape.file + grams,
+        shape.held(4) + working + (0 if shape.in_turn else 4 * shape.left),
         products=2 * followed * 3 * shape.forward(tokens, with_head=False),
         single=2 * followed * tokens * shape.squares,
         double=2 * (plain + 3 * followed) * shape.solving,
@@ -220,10 +258,15 @@ def _evaluate(shape: _Shape, params: Params) -> Cost:
     given = params.evaluate
     # Speeds are measured in turns, with a model of every shape at hand; repairs do not change shapes.
     shapes = 2 * len({method.partition("+")[0] for method in given.methods})
-    numbers = shapes * shape.left + shape.activations(given.batch_size * given.seqlen) + shape.logits
+    working = shape.size * (shape.activations(given.batch_size * given.seqlen) + shape.logits)
+    # Where blocks take turns, each of these models has one on the device.
+    device = shape.held(shape.size) + shapes * (shape.held(shape.size) if shape.in_turn else shape.size * shape.left)
+    mapped = shape.file + (shapes * shape.stored * shape.left if shape.in_turn else 0)
     return Cost(
         "evaluate",
-        ASKING + shape.loaded(shape.size) + shape.size * numbers,
+        ASKING + LIBRARIES + mapped + device + working,
         0,
+        mapped,
+        device + working,
         products=(1 + 2 * len(given.methods)) * shape.forward(given.windows * given.seqlen),
     )

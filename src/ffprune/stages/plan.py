@@ -82,13 +82,20 @@ def print_plan(name: str | None, params: Params) -> None:
     torch.set_float32_matmul_precision(compute.matmul_precision)
     rates = {dtype: rate(dtype, compute.device) for dtype in (DTYPES[compute.dtype], torch.float32, torch.float64)}
     table = Table(title=f"{place}: {param_count(view.model):,} parameters")
-    for number, column in enumerate(("stage", "memory (GB)", "disk (GB)", "time at least")):
+    columns = ("stage", "memory (GB)", "mapped", "on the device", "disk (GB)", "time at least")
+    for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for cost in costs(view, params):
         amounts = zip((cost.products, cost.single, cost.double), rates.values(), strict=True)
         seconds = sum(amount / speed for amount, speed in amounts)
-        table.add_row(cost.stage, f"{cost.memory / 1e9:,.1f}", f"{cost.disk / 1e9:,.1f}", _duration(seconds))
-    Console(width=100).print(table)
+        sizes = (cost.memory, cost.mapped, cost.device, cost.disk)
+        table.add_row(cost.stage, *(f"{size / 1e9:,.1f}" for size in sizes), _duration(seconds))
+    console = Console(width=100)
+    console.print(table)
+    console.print(
+        f"memory: at most, wherever it is. Of it, mapped: pages of files, which the system takes back where memory is "
+        f"short; on the device: on {compute.device} (compute.onload: {compute.onload})."
+    )
 
 
 def _duration(seconds: float) -> str:
