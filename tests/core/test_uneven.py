@@ -161,12 +161,12 @@ def test_a_tight_allocation_is_left_alone(
 @FEW
 @given(st.data(), st.floats(0, 1), SEEDS)
 def test_units_stay_on_the_grid_as_far_as_the_budget_allows(data: st.DataObject, share: float, seed: int) -> None:
-    # Every granule costs something: what is left is less than a step everywhere, and few units share it.
-    bounds = Bounds(0.25, 1)
-    units = tabled(LLAMA, seed, free=0)
+    # Granules cost 900 to 999: one unit takes what is less than a step, which may leave another a single granule.
+    bounds, rng = Bounds(0.25, 1), np.random.default_rng(seed)
+    units = [replace(u, price=np.cumsum([0, *rng.integers(900, 1000, u.granules)])) for u in LLAMA]
     found = map_scores(draw_scores(data, len(units)), units, target_between(units, bounds, share), bounds, step=64)
     off = [k for unit, k in zip(units, found.kept, strict=True) if unit.kind == "ffn" and k % 64]
-    assert len(off) <= 3
+    assert len(off) <= 2
 
 
 def test_granules_that_cost_nothing_are_kept() -> None:
