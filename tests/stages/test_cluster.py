@@ -49,7 +49,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(root)
         for stage in STAGES[: STAGES.index(SEARCH)]:
             call(stage, StageContext(stage, params()))
+        # Ray's token must not be left in the home folder.
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         yield root
+        assert not (Path.home() / ".ray").exists()
 
 
 def running() -> set[psutil.Process]:
@@ -66,7 +69,8 @@ def running() -> set[psutil.Process]:
 def nothing_is_left() -> Iterator[None]:
     before = running()
     yield
-    for _ in range(100):
+    # Ray's agents look for their parent every few seconds.
+    for _ in range(600):
         if not running() - before:
             break
         time.sleep(0.1)
@@ -109,10 +113,9 @@ def _is_worker(process: psutil.Process) -> bool:
     return bool(process.info["cmdline"]) and process.info["cmdline"][0].startswith("ray::Trier")
 
 
-@pytest.mark.parametrize(("count", "at"), [(1, 5), (2, 4)])
-def test_a_lost_workers_trial_is_run_again_and_no_file_changes(alone: dict[str, bytes], count: int, at: int) -> None:
-    sink = Kills(at)
-    assert searched(sink, workers={"count": count}) == alone
+def test_a_lost_workers_trial_is_run_again_and_no_file_changes(alone: dict[str, bytes]) -> None:
+    sink = Kills(at=4)
+    assert searched(sink, workers={"count": 2}) == alone
     assert sink.killed == 1
 
 
@@ -161,7 +164,7 @@ def test_more_workers_than_there_is_room_for_are_refused(project: Path) -> None:
 
 def test_an_address_where_no_one_answers_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "2")
-    with pytest.raises(MissingInput, match=r"workers\.address auto.*ray start"):
+    with pytest.raises(MissingInput, match=r"workers\.address auto was asked.*docs/workers\.md"):
         searched(workers={"count": 1, "address": "auto"})
 
 

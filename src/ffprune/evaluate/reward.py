@@ -45,8 +45,8 @@ class ModelReward:
         trial_samples: windows of a trial at full fidelity (N_max of FF Eq. 5).
         fixed: windows of a final comparison.
         batch_size: windows a forward pass.
-        threads: processor threads of a trial. Sums differ in their last bits with the number, so it is the trial's own,
-            whatever the process that it runs in has.
+        threads: processor threads of a trial. Rounding depends on the number (in bfloat16 a loss moved by 0.2%), so it
+            is the trial's own, whatever the process that it runs in has.
         seed: of the draws.
     """
 

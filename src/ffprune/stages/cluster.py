@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import secrets
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -68,12 +69,14 @@ def _connected(address: str | None) -> Iterator[Any]:
     quieten()
     ray = importlib.import_module("ray")
     ours = signal.getsignal(signal.SIGTERM)
+    if not address:
+        # Keeps everyone else out; Ray's own would be left in the home folder, for others to read.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Sockets lie below it, and their paths must be short.
     with tempfile.TemporaryDirectory(prefix="ffprune-ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         alone = {
             "include_dashboard": False,
             "_temp_dir": folder,
-            "_node_ip_address": "127.0.0.1",
             # Trials are the work; Ray would have them step back behind all else on the machine.
             "_system_config": {"worker_niceness": 0},
         }
@@ -99,7 +102,7 @@ def _not_connected(address: str | None, error: Exception) -> MissingInput:
     return MissingInput(
         f"workers.address {address} was asked for, and Ray says: {' '.join(str(error).split())}",
         "A cluster of the same versions of Ray and Python must be up there, and this machine be part of it",
-        "Start it ('ray start --head' here, 'ray start --address=HERE:6379' on other machines), or correct or drop "
+        "Start it, say RAY_AUTH_MODE=token here too if it asks for a token (docs/workers.md), or correct or drop "
         "workers.address",
     )
 
@@ -113,7 +116,7 @@ def _check_room(nodes: Sequence[dict[str, Any]], workers: Workers, threads: int)
             f"workers.count {workers.count} was asked for, each with {threads} processors (search.threads){gpus}",
             f"Ray has room for {sum(rooms)} on {len(rooms)} machine(s)",
             "Lower workers.count or workers.gpus, add machines, or lower search.threads (the search then runs again: "
-            "sums differ in their last bits)",
+            "a trial's numbers depend on its threads)",
         )
 
 
