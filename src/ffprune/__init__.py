@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
+
+from ffprune.models.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from ffprune.models.checkpoint import load_model
@@ -24,11 +28,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _register(_: object) -> None:
-    from ffprune.models.pretrained import register
+def _teach(family: Family, module: ModuleType) -> None:
+    from ffprune.models.pretrained import teach
 
-    register()
+    teach(family, module)
 
 
-# AutoModelForCausalLM loads pruned folders once ffprune is imported, whichever of the two comes first.
-register_post_import_hook(_register, "transformers.models.auto.modeling_auto")
+# transformers' classes build pruned models once ffprune is imported, whichever of the two comes first.
+for _family in FAMILIES.values():
+    register_post_import_hook(
+        partial(_teach, _family), f"transformers.models.{_family.model_type}.modeling_{_family.model_type}"
+    )

@@ -144,6 +144,22 @@ def test_a_model_made_from_a_config_is_as_narrow(pair) -> None:
     assert all(p.requires_grad for p in made.parameters())
 
 
+_ORDERS = (
+    "import ffprune; from transformers import LlamaConfig, AutoModelForCausalLM",
+    "from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel; import ffprune",
+    "import ffprune.models.pretrained; from transformers import AutoModelForCausalLM",
+    "from transformers.models.auto.modeling_auto import AutoModelForCausalLM; import ffprune",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imports", _ORDERS)
+def test_in_whatever_order_things_are_imported(imports, model, folder) -> None:
+    code = f"import sys; {imports}; print(AutoModelForCausalLM.from_pretrained(sys.argv[1]).num_parameters())"
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == model.num_parameters()
+
+
 def test_trusted_code_of_others_still_wins(pair) -> None:
     base = type(pair.masked).__name__
     code = f"from transformers import {base}\n\n\nclass Own({base}):\n    pass\n"

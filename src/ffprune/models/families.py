@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from ffprune.core.errors import UnsupportedArchitecture
+
+if TYPE_CHECKING:  # `import ffprune` reads this table and must stay fast
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Family:
 
     Attributes:
         model_type: the ``model_type`` of the family's config in transformers.
+        architecture: transformers' class of its causal language model.
         layers: dotted path from the causal-LM model to its list of decoder layers.
         attention: path of the attention module inside a layer.
         attention_inputs: role -> path inside a layer of the linears that lose output rows (q, k, v).
@@ -38,6 +40,7 @@ class Family:
     """
 
     model_type: str
+    architecture: str
     layers: str
     attention: str
     attention_inputs: Mapping[str, str]
@@ -68,9 +71,10 @@ class Family:
         return {name: getattr(self, name) for name in names}
 
 
-def _llama_layout(model_type: str) -> Family:
+def _llama_layout(model_type: str, architecture: str) -> Family:
     return Family(
         model_type=model_type,
+        architecture=architecture,
         layers="model.layers",
         attention="self_attn",
         attention_inputs={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
@@ -87,11 +91,12 @@ def _llama_layout(model_type: str) -> Family:
 
 
 _ROWS = (
-    _llama_layout("llama"),
-    _llama_layout("mistral"),
-    _llama_layout("qwen2"),
+    _llama_layout("llama", "LlamaForCausalLM"),
+    _llama_layout("mistral", "MistralForCausalLM"),
+    _llama_layout("qwen2", "Qwen2ForCausalLM"),
     Family(
         model_type="opt",
+        architecture="OPTForCausalLM",
         layers="model.decoder.layers",
         attention="self_attn",
         attention_inputs={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},

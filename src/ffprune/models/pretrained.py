@@ -1,4 +1,4 @@
-"""Pruned models by ``AutoModelForCausalLM.from_pretrained``: with ffprune imported, or with code in the model's folder.
+"""Pruned models by transformers' own ``from_pretrained``: with ffprune imported, or with code in the model's folder.
 
 Folders keep the ``model_type`` of their family, so that tools that know the family know the model. transformers would
 take such a folder for a stock model and refuse it for its shapes; ``auto_map`` names the class that knows better.
@@ -7,17 +7,16 @@ take such a folder for a stock model and refuse it for its shapes; ``auto_map`` 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from pprint import pformat
+from types import ModuleType
 from typing import Any
 
-import transformers
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ffprune.models import modeling_pruned
-from ffprune.models.families import FAMILIES, family_of
+from ffprune.models.families import Family, family_of
 
 CODE_FILE = "modeling_pruned.py"
 _AUTO_CLASS = "AutoModelForCausalLM"
@@ -30,8 +29,8 @@ def needs_code(config: PretrainedConfig) -> bool:
 
 def write_code(folder: Path, config: PretrainedConfig) -> None:
     """Put the code that loads a pruned model next to it."""
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
-    layout = pformat(family_of(config).layout, sort_dicts=False, width=110)
+    family = family_of(config)
+    name, layout = family.architecture, pformat(family.layout, sort_dicts=False, width=110)
     code = Path(modeling_pruned.__file__).read_text(encoding="utf-8")
     trailer = f"\n\nimport transformers  # noqa: E402\n\n{name} = pruned(transformers.{name}, {layout})\n"
     (folder / CODE_FILE).write_text(code + trailer, encoding="utf-8")
@@ -40,7 +39,7 @@ def write_code(folder: Path, config: PretrainedConfig) -> None:
 def name_code(config: PretrainedConfig) -> None:
     """Say in a config, in place, which class loads the model: the one of :func:`write_code` where layers differ."""
     others = {key: value for key, value in getattr(config, "auto_map", {}).items() if key != _AUTO_CLASS}
-    ours = {_AUTO_CLASS: f"{Path(CODE_FILE).stem}.{MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]}"}
+    ours = {_AUTO_CLASS: f"{Path(CODE_FILE).stem}.{family_of(config).architecture}"}
     config.auto_map = {**others, **(ours if needs_code(config) else {})}
     if not config.auto_map:
         del config.auto_map
@@ -51,12 +50,22 @@ def is_ours(reference: object) -> bool:
     return str(reference).startswith(Path(CODE_FILE).stem + ".")
 
 
-def register() -> None:
-    """Let ``AutoModelForCausalLM`` build pruned models of every family; others it builds as before."""
-    for family in FAMILIES.values():
-        base = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type])
-        found = _saving(modeling_pruned.pruned(base, family.layout))
-        AutoModelForCausalLM.register(CONFIG_MAPPING[family.model_type], found, exist_ok=True)
+def teach(family: Family, module: ModuleType) -> None:
+    """Let a family's class in transformers build pruned models; others it builds as before.
+
+    The class itself and not the registry of AutoModelForCausalLM: registering takes the classes of all families, and
+    transformers imports that registry in the middle of importing them.
+
+    Args:
+        family: its row.
+        module: ``transformers.models.FAMILY.modeling_FAMILY``, imported.
+    """
+    stock = getattr(module, family.architecture)
+    taught = _saving(modeling_pruned.pruned(stock, family.layout))
+    # transformers' lazy packages remember what they were asked for before.
+    for owner in (module, *(sys.modules[name] for name in (module.__name__.rpartition(".")[0], "transformers"))):
+        if vars(owner).get(family.architecture) is stock:
+            setattr(owner, family.architecture, taught)
 
 
 def _saving(found: Any) -> type[PreTrainedModel]:
@@ -71,6 +80,6 @@ def _saving(found: Any) -> type[PreTrainedModel]:
             return saved
 
     Saving.__name__ = Saving.__qualname__ = found.__name__
-    # As transformers' own: a class from elsewhere would win over code in a folder that the user trusts.
+    # It stands in for transformers' own, which pickles and tracebacks find by this name.
     Saving.__module__ = found.__base__.__module__
     return Saving
