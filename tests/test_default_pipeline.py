@@ -116,7 +116,19 @@ def test_the_default_pipeline(tmp_path: Path) -> None:
     work.set(SMALL)
     order = work.stages_run()
     assert sorted(order) == sorted(
-        ["download", "calibrate", "sensitivity", "levels", "search", "transfer", "prune", "ridge", "evaluate", "report"]
+        [
+            "download",
+            "latency",
+            "calibrate",
+            "sensitivity",
+            "levels",
+            "search",
+            "transfer",
+            "prune",
+            "ridge",
+            "evaluate",
+            "report",
+        ]
     )
 
     # The model is the one it should be, and a search is worth its time even when it is this short.
