@@ -123,18 +123,15 @@ def profile_use(name: str) -> None:
 @params.command("check")
 def params_check() -> None:
     """Check params.yaml without running anything; once the model is there, its reach as well."""
-    from pathlib import Path
-
     from ffprune.stages.params import PARAMS_FILE, load_params
     from ffprune.stages.record import DENSE, LATENCY
 
     given = load_params()
     if (Path(DENSE) / "config.json").exists():
-        from ffprune.models.view import ModelView
+        from ffprune.models.checkpoint import read_view
         from ffprune.stages.budget import check_budget
-        from ffprune.stages.plan import config_of, meta_model
 
-        check_budget(ModelView(meta_model(config_of(None)[1])), given, Path(LATENCY))
+        check_budget(read_view(DENSE), given, Path(LATENCY))
     if given.methods:
         # Tables of methods come with all that they need; only who has methods waits for it.
         from ffprune.stages.recipes import check_onload

@@ -103,7 +103,7 @@ def test_shapes_take_turns_and_the_least_time_counts(monkeypatch: pytest.MonkeyP
 
 def test_phases_run_the_decoder_alone(small_llama: PreTrainedModel) -> None:
     fed: list[tuple[int, int]] = []
-    small_llama.get_decoder().register_forward_pre_hook(  # type: ignore[no-untyped-call]
+    small_llama.get_decoder().register_forward_pre_hook(  # type: ignore[no-untyped-call]  # of a library
         lambda _, args, kwargs: fed.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     small_llama.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("the LM head ran"))

@@ -49,6 +49,7 @@ def test_code_in_the_folder_runs_only_when_trusted(folder, model, tokens, tmp_pa
     assert type(trusted).__name__ == "OwnForCausalLM"
     save_model(trusted, None, tmp_path / "again")
     again = load_model(tmp_path / "again", trust_remote_code=True)
+    assert type(again).__name__ == "OwnForCausalLM"
     assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 

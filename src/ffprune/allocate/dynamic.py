@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.budget import Bounds, check_reachable, least_count, limits, total_cost
+from ffprune.core.budget import Bounds, check_reachable, least_count, limits
 from ffprune.core.rounding import to_allocation
-from ffprune.core.units import Allocation, Unit
+from ffprune.core.units import Allocation, Unit, total_cost
 
 _COINS = 5000
 """Into which all cost is divided where granules have no common size: a fiftieth of a percent each."""

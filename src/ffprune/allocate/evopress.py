@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.trials import Evolved, Laboratory, Trial, best_first, conclude, on_budget, scored_starts
-from ffprune.core.budget import limits, total_cost
+from ffprune.core.budget import limits
 from ffprune.core.errors import ParameterError, UnreachableSparsity
-from ffprune.core.units import Allocation
+from ffprune.core.units import Allocation, total_cost
 
 _ATTEMPTS = 20
 """Pairs drawn for one that can switch, and offspring bred for one that is new."""

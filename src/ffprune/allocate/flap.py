@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.budget import Bounds, check_reachable, least_count, limits, removed, total_cost
+from ffprune.core.budget import Bounds, check_reachable, least_count, limits
 from ffprune.core.errors import ParameterError
 from ffprune.core.rounding import to_allocation
-from ffprune.core.units import Allocation, Unit
+from ffprune.core.units import Allocation, Unit, removed, total_cost
 
 Floats = NDArray[np.float64]
 

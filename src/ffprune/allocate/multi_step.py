@@ -19,10 +19,10 @@ from ffprune.allocate.env import SCORE_LIMIT, Episode, PruningEnv
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import SearchResult, compare, most_promising
 from ffprune.allocate.trials import on_budget
-from ffprune.core.budget import check_reachable, least_count, limits, removed, total_cost
+from ffprune.core.budget import check_reachable, least_count, limits
 from ffprune.core.policy import scores_for
 from ffprune.core.schedule import Schedule
-from ffprune.core.units import Allocation
+from ffprune.core.units import Allocation, removed, total_cost
 
 _NO_CURRICULUM = Schedule(1.0, 1.0, 0.0)
 

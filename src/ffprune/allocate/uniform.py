@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ffprune.core.budget import Bounds, least_count, reachable, total_cost
+from ffprune.core.budget import Bounds, least_count, reachable
 from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.rounding import to_allocation
-from ffprune.core.units import Allocation, Unit
+from ffprune.core.units import Allocation, Unit, total_cost
 
 
 def uniform(units: Sequence[Unit], sparsity: float, bounds: Bounds) -> Allocation:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ffprune.core.errors import ParameterError, UnreachableSparsity
-from ffprune.core.units import Unit
+from ffprune.core.units import Unit, removed, total_cost
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,6 @@ def limits(units: Sequence[Unit], bounds: Bounds) -> tuple[list[int], list[int]]
                 "Raise search.max_keep or lower search.min_keep",
             )
     return low, high
-
-
-def removed(units: Sequence[Unit], kept: Sequence[int]) -> int:
-    """Cost (without a price: prunable weights) that goes when ``kept`` granules stay in each unit."""
-    return sum(u.dense_cost - u.cost(k) for u, k in zip(units, kept, strict=True))
-
-
-def total_cost(units: Sequence[Unit]) -> int:
-    """Cost (without a price: prunable weights) of the dense units."""
-    return sum(unit.dense_cost for unit in units)
 
 
 def reachable(units: Sequence[Unit], bounds: Bounds) -> tuple[float, float]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ffprune.core.budget import Bounds, check_reachable, least_count, limits, removed, total_cost
+from ffprune.core.budget import Bounds, check_reachable, least_count, limits
 from ffprune.core.errors import ParameterError, UnreachableSparsity
 from ffprune.core.uneven import CostTable
-from ffprune.core.units import Allocation, Unit
+from ffprune.core.units import Allocation, Unit, removed, total_cost
 
 Floats = NDArray[np.float64]
 

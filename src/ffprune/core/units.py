@@ -68,6 +68,16 @@ class Unit:
         return cost // self.granule_cost
 
 
+def removed(units: Sequence[Unit], kept: Sequence[int]) -> int:
+    """Cost (without a price: prunable weights) that goes when ``kept`` granules stay in each unit."""
+    return sum(u.dense_cost - u.cost(k) for u, k in zip(units, kept, strict=True))
+
+
+def total_cost(units: Sequence[Unit]) -> int:
+    """Cost (without a price: prunable weights) of the dense units."""
+    return sum(unit.dense_cost for unit in units)
+
+
 @dataclass(frozen=True)
 class Allocation:
     """Granules kept in every unit, after rounding (the policy of FF Alg. 1, line 13).
@@ -115,8 +125,7 @@ class Allocation:
     @property
     def saved(self) -> float:
         """Share of the dense units' cost that is gone: what budgets ask for; sparsity where units have no price."""
-        dense = sum(unit.dense_cost for unit in self.units)
-        return sum(u.dense_cost - u.cost(k) for u, k in zip(self.units, self.kept, strict=True)) / dense
+        return removed(self.units, self.kept) / total_cost(self.units)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One JSON-ready row per unit, for tables and artifacts."""

@@ -29,7 +29,8 @@ class Teacher:
 
     def __init__(self, top: int = 1024) -> None:
         self._top = top
-        # Window -> words int32 [rows, top], their probabilities float32 [rows, top], negative entropy float32 [rows].
+        # Window -> words int32 [rows, top], their probabilities float32 [rows, top]; what these leave to all others
+        # and the negative entropy, float32 [rows].
         self._known: dict[int, tuple[Tensor, ...]] = {}
 
     def learn(self, model: PreTrainedModel, number: int, window: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Teacher:
                 likely = shares.topk(min(self._top, shares.shape[1]), dim=1, sorted=False)
                 p = likely.values
                 rest = _rest(p)
-                kept.append((likely.indices.int(), p, torch.xlogy(p, p).sum(1) + torch.xlogy(rest, rest)))
+                kept.append((likely.indices.int(), p, rest, torch.xlogy(p, p).sum(1) + torch.xlogy(rest, rest)))
             return row_nll(logits, labels)
 
         nll = reduce_logits(model, window[None], 1, keep)[0][0]
@@ -73,7 +74,7 @@ class Teacher:
             KL(dense || model) and negative log-likelihood, float32 ``[n, seqlen - 1]`` each, in nats per token.
         """
         known = [self._known[i] for i in numbers]
-        words, shares, certain = (torch.cat(column) for column in zip(*known, strict=True))
+        words, shares, others, certain = (torch.cat(column) for column in zip(*known, strict=True))
 
         def reduce(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, ...]:
             kl, own = [], []
@@ -82,7 +83,7 @@ class Teacher:
                 rows = slice(first + start, first + start + len(exact))
                 total = torch.logsumexp(exact, dim=1)
                 log_q = exact.gather(1, words[rows].long()) - total[:, None]
-                crossed = torch.linalg.vecdot(shares[rows], log_q) + _rest(shares[rows]) * _rest(log_q.exp()).log()
+                crossed = torch.linalg.vecdot(shares[rows], log_q) + others[rows] * _rest(log_q.exp()).log()
                 kl.append(certain[rows] - crossed)
                 own.append(total - exact.gather(1, labels[start : start + REDUCE_ROWS, None])[:, 0])
             return torch.cat(kl), torch.cat(own)

@@ -12,6 +12,7 @@ from ffprune.models.checkpoint import load_model, stored_dtype
 from ffprune.models.pretrained import needs_code
 from ffprune.models.surgery import param_count
 from ffprune.models.view import Block, ModelView
+from ffprune.models.weights import weight_files
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def inspect(folder: Path) -> Inspection:
         prunable=weights,
         removed=1 - weights / whole,
         zeros=sum(row.zeros * row.weights for row in layers) / weights,
-        bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        bytes=sum(file.stat().st_size for file in weight_files(folder)),
         needs_code=needs_code(model.config),
         layers=layers,
     )

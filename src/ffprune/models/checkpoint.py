@@ -31,7 +31,7 @@ from ffprune.models.families import family_named, family_of
 from ffprune.models.layer_config import quiet_transformers, read_layer_config, settle, write_layer_config
 from ffprune.models.modeling_pruned import narrow
 from ffprune.models.onload import Onload
-from ffprune.models.pretrained import is_ours, name_code, needs_code, write_code
+from ffprune.models.pretrained import is_ours, name_code, write_code
 from ffprune.models.view import ModelView
 from ffprune.models.weights import CorruptModel, fill, placement, weight_files
 
@@ -87,8 +87,7 @@ def save_model(
             # A model that runs its own code can only be loaded again with that code next to it.
             for code in Path(config._name_or_path).glob("*.py"):
                 shutil.copy(code, folder)
-        if needs_code(config):
-            write_code(folder, config)
+        write_code(folder, config)
 
 
 def load_model(
@@ -139,6 +138,7 @@ def load_model(
         devices = placement(model, device, device_map)
         fill(model, files, dtype, devices, view.family.layers if onload == "block" else None)
     if onload == "block":
+        # Modules take attributes of any kind; their stubs know tensors and modules alone.
         model.onload = Onload(model, [block.layer for block in view.blocks])  # type: ignore[assignment]
     if (path / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(path)
@@ -195,7 +195,7 @@ def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) ->
         # transformers builds all layers from the global values, which a heterogeneous config hides.
         config.per_layer_config = None
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # of a library
                 config, dtype=dtype, trust_remote_code=trust_remote_code
             )
         model.tie_weights()

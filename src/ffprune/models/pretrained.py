@@ -28,19 +28,26 @@ def needs_code(config: PretrainedConfig) -> bool:
 
 
 def write_code(folder: Path, config: PretrainedConfig) -> None:
-    """Put the code that loads a pruned model next to it."""
+    """Put the code that loads a pruned model next to it, if the config names it (:func:`name_code`)."""
+    if not is_ours(getattr(config, "auto_map", {}).get(_AUTO_CLASS)):
+        return
     family = family_of(config)
     name, layout = family.architecture, pformat(family.layout, sort_dicts=False, width=110)
     code = Path(modeling_pruned.__file__).read_text(encoding="utf-8")
-    trailer = f"\n\nimport transformers  # noqa: E402\n\n{name} = pruned(transformers.{name}, {layout})\n"
+    trailer = (
+        f"\n\nimport transformers  # noqa: E402 - behind the copy\n\n{name} = pruned(transformers.{name}, {layout})\n"
+    )
     (folder / CODE_FILE).write_text(code + trailer, encoding="utf-8")
 
 
 def name_code(config: PretrainedConfig) -> None:
-    """Say in a config, in place, which class loads the model: the one of :func:`write_code` where layers differ."""
-    others = {key: value for key, value in getattr(config, "auto_map", {}).items() if key != _AUTO_CLASS}
+    """Say in a config, in place, which class loads the model: the one of :func:`write_code` where layers differ.
+
+    A model that has a class of its own keeps it.
+    """
+    others = {key: value for key, value in getattr(config, "auto_map", {}).items() if not is_ours(value)}
     ours = {_AUTO_CLASS: f"{Path(CODE_FILE).stem}.{family_of(config).architecture}"}
-    config.auto_map = {**others, **(ours if needs_code(config) else {})}
+    config.auto_map = {**(ours if needs_code(config) else {}), **others}
     if not config.auto_map:
         del config.auto_map
 
@@ -75,8 +82,7 @@ def _saving(found: Any) -> type[PreTrainedModel]:
         def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
             name_code(self.config)
             saved = super().save_pretrained(save_directory, *args, **kwargs)
-            if needs_code(self.config):
-                write_code(Path(save_directory), self.config)
+            write_code(Path(save_directory), self.config)
             return saved
 
     Saving.__name__ = Saving.__qualname__ = found.__name__
