@@ -18,9 +18,13 @@ WINDOWS = torch.randint(0, VOCAB, (6, 16), generator=torch.Generator().manual_se
 
 
 def how(
-    criterion: str = "wanda", reconstruct: bool = False, pattern: str | None = None, bits: int = 0
+    criterion: str = "wanda",
+    reconstruct: bool = False,
+    pattern: str | None = None,
+    bits: int = 0,
+    weighted: bool = False,
 ) -> WeightPruning:
-    return WeightPruning(criterion, reconstruct, pattern, Quantisation(bits, 8) if bits else None, 0.01)
+    return WeightPruning(criterion, reconstruct, pattern, Quantisation(bits, 8) if bits else None, 0.01, weighted)
 
 
 @pytest.fixture(params=["llama_tied", "opt"])
@@ -46,6 +50,16 @@ def test_every_matrix_keeps_exactly_what_the_allocation_says(
     alive = [bool((dead[name].diag > 0).all()) for name in view.prunable]
     assert [m.kept for m in facts] == list(allocation.kept)
     assert all(c == k for c, k, lives in zip(counts, allocation.kept, alive, strict=True) if lives)
+
+
+@pytest.mark.parametrize(("reconstruct", "bits"), [(False, 0), (True, 0), (True, 4)])
+def test_weighted_tokens_choose_other_weights_and_as_many(view: ModelView, reconstruct: bool, bits: int) -> None:
+    allocation, other = uneven(view), ModelView(copy_model(view.model))
+    facts = prune(view, allocation, WINDOWS, 4, how("obd", reconstruct, bits=bits), dense_inputs=False)
+    weighted = how("obd", reconstruct, bits=bits, weighted=True)
+    assert [m.kept for m in prune(other, allocation, WINDOWS, 4, weighted, False)] == [m.kept for m in facts]
+    pairs = zip(view.prunable.values(), other.prunable.values(), strict=True)
+    assert any(not torch.equal(one.weight, two.weight) for one, two in pairs)
 
 
 def test_wanda_is_its_definition_on_inputs_behind_pruned_layers(view: ModelView) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.models.blocks import BlockWalk
 from ffprune.models.view import ModelView
-from ffprune.models.walk import collect
+from ffprune.models.walk import collect, watch_weighted
 from tests.tiny import MODELS, VOCAB, spread
 
 WINDOWS = torch.randint(0, VOCAB, (5, 12), generator=torch.Generator().manual_seed(1))
@@ -45,6 +48,55 @@ def test_observes_what_the_whole_walk_collects(view: ModelView) -> None:
             torch.testing.assert_close(grams[role].xx, whole[f"layers.{block.index}.{role}"].xx, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(grams["o"].diag, whole[f"layers.{block.index}.o"].diag, rtol=1e-4, atol=1e-6)
         walk.advance(outputs)
+
+
+def test_weights_tokens_by_their_squared_jacobian(view: ModelView) -> None:
+    """Against a backward pass for every entry of the unit's output; signs are right on average."""
+    walk = BlockWalk(view, WINDOWS[:1], batch_size=1)
+    walk.advance()
+    block = walk.view.blocks[1]
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(role: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            last = role in ("o", "down")
+            seen[role] = inputs[0].detach(), output if last else output.detach().requires_grad_(True)
+            return seen[role][1]
+
+        return hook
+
+    hooks = [linear.register_forward_hook(keep(role)) for role, linear in block.linears.items()]
+    with torch.enable_grad():
+        walk.forward(walk.hidden, 0)
+    for handle in hooks:
+        handle.remove()
+    roles = [role for role in seen if role not in ("o", "down")]
+    average = dict.fromkeys(roles, 0.0)
+    for seed in range(150):
+        with watch_weighted(view, 1, False, seed) as grams, torch.enable_grad():
+            walk.forward(walk.hidden, 0)
+        average = {role: average[role] + grams[f"layers.1.{role}"].diag / 150 for role in roles}
+    for role in roles:
+        inputs, leaf = seen[role]
+        end = seen["o" if role in "qkv" else "down"][1]
+        weights = torch.zeros(leaf.shape[:-1])
+        for entry in end.flatten():
+            weights += torch.autograd.grad(entry, leaf, retain_graph=True)[0].square().sum(-1)
+        exact = (weights[..., None] * inputs.square()).flatten(0, -2).sum(0).double()
+        torch.testing.assert_close(average[role], exact, rtol=0.25, atol=0.05 * float(exact.mean()))
+
+
+def test_weighted_tokens_leave_the_last_maps_and_the_outputs_alone(view: ModelView) -> None:
+    walk = BlockWalk(view, WINDOWS, batch_size=2)
+    plain, outputs = walk.observe(full=tuple(view.blocks[0].linears))
+    weighted, same = walk.observe_weighted(full=True)
+    torch.testing.assert_close(same, outputs)
+    assert not same.requires_grad
+    assert set(weighted) == set(plain)
+    for role in ("o", "down"):
+        torch.testing.assert_close(weighted[role].xx, plain[role].xx)
+    assert weighted["q"] is not weighted["v"]
+    assert not torch.allclose(weighted["v"].xx, plain["v"].xx, rtol=0.1)
 
 
 def test_later_layers_see_a_changed_layer(view: ModelView) -> None:

@@ -30,7 +30,7 @@ from tests.tiny import opt
 pytestmark = pytest.mark.slow
 
 NULLS = dict.fromkeys(("criterion", "repair", "pattern", "calibration_windows", "quantize", "trials", "first"))
-PLAIN = {"allocator": "uniform", "inputs": "pruned", "zero_shot": False, "speed": False}
+PLAIN = {"allocator": "uniform", "inputs": "pruned", "tokens": "equal", "zero_shot": False, "speed": False}
 
 
 def recipe(compressor: str, sparsity: float, **parts: Any) -> dict[str, Any]:

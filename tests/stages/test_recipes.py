@@ -62,6 +62,7 @@ PLAIN = {
     "compressor": "mask",
     "criterion": "wanda",
     "inputs": "pruned",
+    "tokens": "equal",
     "zero_shot": False,
     "speed": False,
 }
@@ -83,6 +84,10 @@ COMPUTE = {
         ({"pattern": "2-4"}, ["pattern '2-4'", "N:M", "such as 2:4"]),
         ({"pattern": "4:2"}, ["pattern '4:2'", "0 < N < M"]),
         ({"pattern": "2:4", "sparsity": 0.6}, ["pattern 2:4", "sparsity 0.6", "2 of 4", "Set sparsity to 0.5"]),
+        (
+            {"tokens": "weighted", "compressor": "slice", "criterion": "wanda_column"},
+            ["tokens weighted", "mask, sparsegpt", "set tokens to equal"],
+        ),
         ({"allocator": "evopress", "trials": 10}, ["methods.toy.trials is 10", "takes 11", "Raise trials"]),
     ],
 )

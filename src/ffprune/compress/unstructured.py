@@ -43,6 +43,7 @@ class WeightPruning:
         pattern: ``2:4`` or ``4:8``: so many of every 4 or 8 neighbouring inputs stay; None: any.
         quantisation: of what is left; None: none.
         damping: of H, relative to its mean diagonal.
+        weighted: whether tokens count by how much their unit depends on them, not all alike.
     """
 
     criterion: str
@@ -50,6 +51,7 @@ class WeightPruning:
     pattern: str | None
     quantisation: Quantisation | None
     damping: float
+    weighted: bool
 
     @property
     def whole_gram(self) -> bool:
@@ -120,7 +122,10 @@ def prune(
     workers = torch.get_num_threads() if view.model.device.type == "cpu" else 1
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for block in view.blocks:
-            grams, outputs = walk.observe(block.linears if how.whole_gram else ())
+            if how.weighted:
+                grams, outputs = walk.observe_weighted(how.whole_gram)
+            else:
+                grams, outputs = walk.observe(block.linears if how.whole_gram else ())
             work = [
                 pool.submit(_prune_matrix, name := f"layers.{block.index}.{role}", linear, grams[role], kept[name], how)
                 for role, linear in block.linears.items()

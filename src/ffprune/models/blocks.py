@@ -15,7 +15,7 @@ from ffprune.core.errors import UnsupportedArchitecture
 from ffprune.core.gram import Gram
 from ffprune.core.stream import Moments
 from ffprune.models.view import ModelView
-from ffprune.models.walk import check_finite, check_windows, watch
+from ffprune.models.walk import check_finite, check_windows, watch, watch_weighted
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,25 @@ class BlockWalk:
         with watch(self.view, (self.position,), {prefix + role for role in full}) as grams:
             outputs = self._outputs()
         return {name.removeprefix(prefix): gram for name, gram in grams.items()}, outputs
+
+    def observe_weighted(self, full: bool) -> tuple[dict[str, Gram], Tensor]:
+        """:meth:`observe`, with tokens weighted by how much their unit depends on them.
+
+        See :func:`ffprune.models.walk.watch_weighted`.
+
+        Args:
+            full: whether every X^T X is wanted, or diagonal and mean alone.
+
+        Returns:
+            As :meth:`observe`; every role has a Gram of its own.
+
+        Raises:
+            NonFiniteLoss: statistics are not finite; names the linear.
+        """
+        self.arrive()
+        with watch_weighted(self.view, self.position, full, self.position) as grams, torch.enable_grad():
+            outputs = [self.forward(self.hidden[rows], i).detach().cpu() for i, rows in enumerate(self.batches)]
+        return {name.rpartition(".")[2]: gram for name, gram in grams.items()}, torch.cat(outputs)
 
     def streams(self) -> dict[str, Tensor]:
         """The residual stream behind each unit of the layer that comes next, as the layer is now.

@@ -97,6 +97,81 @@ def watch(view: ModelView, layers: Iterable[int], full: Collection[str]) -> Iter
         check_finite(name, grams[name])
 
 
+@contextmanager
+def watch_weighted(view: ModelView, layer: int, full: bool, seed: int) -> Iterator[dict[str, Gram]]:
+    """:func:`watch` for one layer, every token weighted by how much its unit depends on the map's output there.
+
+    The weight of a token is E ||d<R, Y> / dy||^2, with Y the unit's output for all tokens, y the map's own output for
+    that one and R random signs: its squared Jacobian, summed over all tokens it reaches. Attention makes tokens
+    unequal. The value of the first one, on which many heads rest, is read by all that follow, and a plain Gram counts
+    it as one among hundreds. Token weights by attention are RSQ's (Sung et al. 2025, section 4); here one backward
+    pass through the unit gives them, whatever its attention computes, to q, k, gate and up as well.
+
+    Layers must run with gradients enabled while this is open; a unit's last map sees its tokens as they are.
+
+    Args:
+        view: the model's view.
+        layer: index of the decoder layer.
+        full: whether X^T X is wanted; else diagonal and mean.
+        seed: of the signs.
+
+    Yields:
+        Name -> Gram, one for every linear; sums are of weighted tokens, counts of tokens.
+
+    Raises:
+        NonFiniteLoss: statistics are not finite; names the first such linear.
+    """
+    grams: dict[str, Gram] = {}
+    hooks = []
+    generator = torch.Generator().manual_seed(seed)
+    for index, unit in enumerate(view.units):
+        if unit.layer != layer:
+            continue
+        parts = view.unit_linears(index)
+        linears = {**parts.inputs, parts.last_role: parts.last}
+        names = {role: f"layers.{layer}.{role}" for role in linears}
+        for role, own in linears.items():
+            grams[names[role]] = Gram.zeros(own.in_features, full, own.weight.device)
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        hooks += [own.register_forward_hook(_cutter(seen, names[role])) for role, own in parts.inputs.items()]
+        hooks.append(parts.last.register_forward_hook(_weigher(seen, grams, names[parts.last_role], generator)))
+    try:
+        yield grams
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in grams:
+        check_finite(name, grams[name])
+
+
+def _cutter(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., Tensor]:
+    """The unit's graph begins at this map's output."""
+
+    def cut(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_(True)
+        seen[name] = inputs[0].detach(), leaf
+        return leaf
+
+    return cut
+
+
+def _weigher(
+    seen: dict[str, tuple[Tensor, Tensor]], grams: dict[str, Gram], name: str, generator: torch.Generator
+) -> Callable[..., Tensor]:
+    """The unit's graph ends at this map's output: weigh what was seen, and go on without a graph."""
+
+    def weigh(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
+        gradients = torch.autograd.grad((output * signs).sum(), [leaf for _, leaf in seen.values()])
+        for (key, (tokens, _leaf)), gradient in zip(seen.items(), gradients, strict=True):
+            grams[key].update(tokens * gradient.float().square().sum(-1, keepdim=True).sqrt())
+        grams[name].update(inputs[0])
+        seen.clear()
+        return output.detach()
+
+    return weigh
+
+
 def _stream(view: ModelView, windows: Tensor, batch_size: int, progress: Callable[[int, int], None] | None) -> None:
     decoder = view.model.get_decoder()  # type: ignore[no-untyped-call]
     with torch.inference_mode():

@@ -44,6 +44,12 @@ def rows_of(name: str, recipe: Recipe) -> tuple[Allocator, Compressor]:
             f"GPTQ follows {_names(n for n, row in COMPRESSORS.items() if row.quantises)}",
             "Change the compressor, or set quantize to null",
         )
+    if recipe.tokens == "weighted" and not compressor.quantises:
+        raise ParameterError(
+            f"{where}.tokens weighted was asked for with compressor {recipe.compressor}",
+            f"Tokens can be weighted for {_names(n for n, row in COMPRESSORS.items() if row.quantises)}",
+            "Change the compressor, or set tokens to equal",
+        )
     if "curves" in allocator.needs and recipe.criterion == FLUCTUATION:
         raise ParameterError(
             f"{where}.criterion {FLUCTUATION} was asked for with allocator {recipe.allocator}",

@@ -331,6 +331,7 @@ class Recipe(Section):
     repair: str | None
     pattern: str | None
     inputs: Literal["pruned", "dense"]
+    tokens: Literal["equal", "weighted"]
     calibration_windows: int | None = Field(ge=1)
     quantize: QuantiseParams | None
     trials: int | None = Field(ge=1)

@@ -161,6 +161,7 @@ class Workshop:
             pattern=recipe.pattern,
             quantisation=Quantisation(**recipe.quantize.model_dump()) if recipe.quantize else None,
             damping=study.damping,
+            weighted=recipe.tokens == "weighted",
         )
         allocation = decision.allocation if decision else Allocation.dense(self.view.weight_units)
         matrices = unstructured.prune(self.view, allocation, self.calibration, self._batch, how, dense_inputs, progress)

@@ -32,6 +32,7 @@ KEYS = {
     "repair",
     "pattern",
     "inputs",
+    "tokens",
     "calibration_windows",
     "quantize",
     "trials",

@@ -1,0 +1,166 @@
+"""What a pruned model gains where it is used: prefill and decode in turns with the dense model, memory, time to load.
+
+Policies are those of dynamic programming over the project's loss curves, at 20, 30 and 50% of the parameters. The gain
+in prefill is told as a share of the multiply-adds that went: 1 is a model that is faster by all that was taken out of
+it. FFN widths in multiples of several numbers, at 30%, say what round widths are worth and what they cost in loss.
+
+    python benchmarks/shipped.py [--project FOLDER]
+
+It needs what `make run` makes up to the stage sensitivity; without it says so and ends. About ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+# Threads that wait must not spin (src/ffprune/stages/environment.py); read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.core.budget import Bounds
+from ffprune.core.units import Allocation
+from ffprune.evaluate.speed import Speed, measure
+from ffprune.models.checkpoint import load_model, save_model
+from ffprune.models.surgery import light_copy, slice_model
+from ffprune.models.view import ModelView
+from ffprune.stages.artifacts import read_json
+from ffprune.stages.params import load_params
+from ffprune.stages.record import CURVES, DENSE
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "shipped.json"
+COMMAND = "python benchmarks/shipped.py"
+PREFILL, DECODE, ROUNDS, LOADS = 512, 16, 9, 5
+SPARSITIES, STEPS, STEP = (0.2, 0.3, 0.5), (1, 8, 32, 64, 128), 32
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--project", type=Path, default=HERE.parent)
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.load:
+        return _load(chosen.load)
+    if not (chosen.project / CURVES).is_file():
+        print(f"skipped: {chosen.project} has no {CURVES}; make run makes it", file=sys.stderr)
+        return 0
+    torch.set_float32_matmul_precision(load_params(chosen.project / "params.yaml").compute.matmul_precision)
+    rows = speed(chosen.project) + loading(chosen.project)
+    RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    for row in rows:
+        print(f"{row['metric']}: {row['value']} ({row['low']} to {row['high']})")
+    return 0
+
+
+def speed(project: Path) -> list[dict[str, Any]]:
+    """Prefill and decode against the dense model, in both number formats."""
+    losses = [np.array(row["loss"]) for row in read_json(project / CURVES)]
+    rows = []
+    for dtype in (torch.bfloat16, torch.float32):
+        dense = load_model(project / DENSE, dtype)
+        units = ModelView(dense).units
+        bounds = Bounds(0.05, 1.0)
+        policies = {f"{s:.0%}": dynamic_programming(units, losses, s, bounds, STEP) for s in SPARSITIES}
+        for step in STEPS:
+            policies[f"step {step}"] = dynamic_programming(units, losses, 0.3, bounds, step)
+        models = {"dense": dense} | {name: pruned(dense, policy) for name, policy in policies.items()}
+        found = measure(models, PREFILL, DECODE, repeats=ROUNDS)
+        for name, policy in policies.items():
+            setting = f"{str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads, {name}"
+            rows += _rows(name.replace(" ", "_"), found[name], 1 - macs(models[name]) / macs(dense), setting)
+            loss = sum(float(c[k]) for c, k in zip(losses, policy.kept, strict=True))
+            if name.startswith("step"):
+                rows.append(_row(f"predicted_loss_{name.replace(' ', '_')}", [loss], "report", setting))
+    return rows
+
+
+def pruned(dense: PreTrainedModel, policy: Allocation) -> PreTrainedModel:
+    """The model with the policy's widths; which granules stay changes no time."""
+    model = light_copy(dense)
+    slice_model(ModelView(model), [torch.arange(kept) for kept in policy.kept])
+    return model
+
+
+def macs(model: PreTrainedModel) -> float:
+    """Multiply-adds of a prefill for one token, which attends to half of the prompt on average; the head runs once."""
+    view = ModelView(model)
+    layers = sum(
+        cost * unit.granules for cost, unit in zip(view.granule_macs((PREFILL + 1) // 2), view.units, strict=True)
+    )
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return layers + float(head.weight.numel()) / PREFILL
+
+
+def _rows(name: str, found: Speed, gone: float, setting: str) -> list[dict[str, Any]]:
+    dtype = setting.split(",")[0]
+    saved = [(1 - 1 / ratio) / gone for ratio in found.prefill_ratios]
+    setting += f"; {gone:.4f} of the multiply-adds went; {ROUNDS} rounds in turns"
+    return [
+        _row(f"prefill_gain_share_{name}_{dtype}", saved, 0.9, f"prefill of {PREFILL}, {setting}"),
+        _row(f"prefill_over_dense_{name}_{dtype}", found.prefill_ratios, "report", f"prefill of {PREFILL}, {setting}"),
+        _row(f"decode_over_dense_{name}_{dtype}", found.decode_ratios, "report", f"{DECODE} tokens, {setting}"),
+    ]
+
+
+def _row(metric: str, values: Any, goal: float | str, setting: str) -> dict[str, Any]:
+    low, middle, high = (round(float(f(values)), 4) for f in (min, median, max))
+    return {"metric": metric, "value": middle, "low": low, "high": high, "goal": goal, "setting": setting} | {
+        "command": COMMAND
+    }
+
+
+def loading(project: Path) -> list[dict[str, Any]]:
+    """Seconds and memory of a process that loads a folder and generates a token, against one that loads the dense."""
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        dense = load_model(project / DENSE, torch.bfloat16)
+        losses = [np.array(row["loss"]) for row in read_json(project / CURVES)]
+        folders = {"dense": Path(place) / "dense"}
+        save_model(dense, None, folders["dense"])
+        for sparsity in SPARSITIES:
+            name = f"{sparsity:.0%}"
+            policy = dynamic_programming(ModelView(dense).units, losses, sparsity, Bounds(0.05, 1.0), STEP)
+            folders[name] = Path(place) / name
+            save_model(pruned(dense, policy), None, folders[name])
+        turns = [{name: _loaded(folder) for name, folder in folders.items()} for _ in range(LOADS)]
+    for name in list(folders)[1:]:
+        for what in ("seconds", "memory"):
+            ratios = [turn[name][what] / turn["dense"][what] for turn in turns]
+            rows.append(_row(f"load_{what}_over_dense_{name}", ratios, "report", f"bfloat16, {LOADS} fresh processes"))
+    return rows
+
+
+def _loaded(folder: Path) -> dict[str, float]:
+    answer = subprocess.run([sys.executable, __file__, "--load", folder], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    return found
+
+
+def _load(folder: Path) -> int:
+    """In a process of its own: load, and let every weight be read once."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    model = load_model(folder, torch.bfloat16)
+    with torch.inference_mode():
+        model(input_ids=torch.zeros(1, 8, dtype=torch.int64), use_cache=False)
+    seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
