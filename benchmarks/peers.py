@@ -82,6 +82,9 @@ PEERS: dict[str, Peer] = {
     "magnitude": Peer(_mask("uniform", "magnitude"), {0.5: 469.0, 0.6: 3217.0, 0.7: 98790.0}),
     "isc": Peer(_sparsegpt("uniform", "isc"), _UNMEASURED),
     "mixed_isc": Peer(_sparsegpt("trace_rank", "isc"), _UNMEASURED),
+    "sparsegpt_weighted": Peer(_sparsegpt("uniform", "obs", tokens="weighted"), _UNMEASURED),
+    "mixed_weighted": Peer(_sparsegpt("trace_rank", "obs", tokens="weighted"), _UNMEASURED),
+    "dynamic_weighted": Peer(_sparsegpt("dynamic_programming", "obs", tokens="weighted"), _UNMEASURED),
     "dynamic_ridge": Peer(_slice("dynamic_programming", "compensated_elimination", "ridge"), _STRUCTURED),
     "dynamic_stream": Peer(_slice("dynamic_programming", "compensated_elimination", "stream"), _STRUCTURED),
     "guided_stream": Peer(_slice("guided", "compensated_elimination", "stream", trials=48), _STRUCTURED),
@@ -129,7 +132,8 @@ def main() -> int:
 
 def _recipe(label: str, sparsity: float, peer: Peer) -> Recipe:
     nothing = dict.fromkeys(("criterion", "repair", "pattern", "calibration_windows", "quantize", "trials", "first"))
-    fixed = {"inputs": "pruned", "allocator": "uniform", "zero_shot": False, "speed": False}
+    plain = {"inputs": "pruned", "tokens": "equal", "allocator": "uniform"}
+    fixed = {**plain, **dict.fromkeys(("zero_shot", "speed", "save"), False)}
     return Recipe(**{**nothing, **fixed, "label": label, "sparsity": sparsity, **peer.parts})
 
 

@@ -66,7 +66,7 @@ def test_params_check_refuses_methods_whose_parts_do_not_go_together(
     recipe = (
         "{label: toy, sparsity: 0.5, allocator: owl, compressor: slice, criterion: wanda_column, repair: null, "
         "pattern: null, inputs: pruned, tokens: equal, calibration_windows: null, quantize: null, trials: null, "
-        "first: null, zero_shot: false, speed: false}"
+        "first: null, zero_shot: false, speed: false, save: false}"
     )
     Path("params.yaml").write_text(text.replace("methods: {}", f"methods:\n  toy: {recipe}"))
     assert run_cli(monkeypatch, "params", "check") == 2

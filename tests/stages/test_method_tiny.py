@@ -19,9 +19,13 @@ from ffprune.compress.table import COMPRESSORS
 from ffprune.core.errors import FfpruneError, ParameterError, UnreachableSparsity, UnsupportedArchitecture
 from ffprune.core.outcome import Outcome
 from ffprune.core.units import Allocation
+from ffprune.evaluate.perplexity import perplexity
 from ffprune.evaluate.reward import ModelReward
+from ffprune.models.checkpoint import load_model
+from ffprune.models.surgery import param_count
 from ffprune.stages.context import Nowhere, StageContext
-from ffprune.stages.record import METHOD, stage_named
+from ffprune.stages.inputs import sample_windows
+from ffprune.stages.record import METHOD, TEST, stage_named
 from ffprune.stages.run import call
 from ffprune.stages.sections import Params
 from tests.stages.tiny_project import MODELS, params, write_sources
@@ -30,7 +34,12 @@ from tests.tiny import opt
 pytestmark = pytest.mark.slow
 
 NULLS = dict.fromkeys(("criterion", "repair", "pattern", "calibration_windows", "quantize", "trials", "first"))
-PLAIN = {"allocator": "uniform", "inputs": "pruned", "tokens": "equal", "zero_shot": False, "speed": False}
+PLAIN = {
+    "allocator": "uniform",
+    "inputs": "pruned",
+    "tokens": "equal",
+    **dict.fromkeys(("zero_shot", "speed", "save"), False),
+}
 
 
 def recipe(compressor: str, sparsity: float, **parts: Any) -> dict[str, Any]:
@@ -131,6 +140,18 @@ def test_with_blocks_taking_turns_a_method_finds_the_same(
     assert turns["perplexity"]["test"]["value"] == pytest.approx(wanted, rel=5e-4)
 
 
+@pytest.mark.parametrize("name", ["gptq", "two-of-four", "mixed", "dynamic", "guided"])
+def test_a_model_that_is_kept_measures_alike(project: Path, name: str) -> None:
+    folder = Path(METHOD.of(name).outs[0])
+    found = run_method(name, {**RECIPES[name], "save": True}, compute={"dtype": "float32"})
+    model = load_model(folder)
+    windows = sample_windows(folder, Path(TEST), 24, 4, found["seed"], "windows")
+    assert perplexity(model, windows, 2).value == pytest.approx(found["perplexity"]["test"]["value"], rel=1e-3)
+    assert param_count(model) == found["params_after"] or found["granularity"] != "structured"
+    run_method(name, RECIPES[name])
+    assert list(folder.iterdir()) == []
+
+
 def test_every_row_of_both_tables_is_run_here() -> None:
     assert {entry["allocator"] for entry in RECIPES.values()} == set(ALLOCATORS)
     assert {entry["compressor"] for entry in RECIPES.values()} == set(COMPRESSORS)
@@ -147,7 +168,7 @@ def test_a_method_meets_its_budget_and_reports(project: Path, name: str, monkeyp
     assert perplexity["tokens"] == 4 * 23
     assert found["recipe"] == entry
     assert found["params_before"] - found["params_after"] == found["prunable_before"] - found["prunable_after"] or (
-        entry["compressor"] == "slicegpt"
+        entry["compressor"] in ("slicegpt", "slice")  # shortcuts and biases besides
     )
     if entry["compressor"] == "slice":
         # The smallest granule: one FFN channel. SparsitySolver's mapping may prune more than asked.
@@ -257,6 +278,7 @@ def test_what_does_not_go_together_is_refused_before_work(
     [
         ("opt-projected", recipe("slicegpt", 0.5), UnsupportedArchitecture, "do_layer_norm_before"),
         ("llama", recipe("slice", 0.97, criterion="wanda_column"), UnreachableSparsity, "reach"),
+        ("llama", {**RECIPES["flap"], "save": True}, ParameterError, "repair bias .* have none .* save to false"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_before_work(

@@ -65,6 +65,7 @@ PLAIN = {
     "tokens": "equal",
     "zero_shot": False,
     "speed": False,
+    "save": False,
 }
 
 
@@ -88,6 +89,7 @@ COMPUTE = {
             {"tokens": "weighted", "compressor": "slice", "criterion": "wanda_column"},
             ["tokens weighted", "mask, sparsegpt", "set tokens to equal"],
         ),
+        ({"save": True, "compressor": "svd_llm", "criterion": None}, ["save", "none, mask", "Set save to false"]),
         ({"allocator": "evopress", "trials": 10}, ["methods.toy.trials is 10", "takes 11", "Raise trials"]),
     ],
 )

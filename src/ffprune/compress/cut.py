@@ -35,11 +35,13 @@ class Repair:
         mend: the function; None for the repair that reads more than a Gram, :func:`ffprune.compress.follow.follow`.
         paper: authors and year, or the paper's own name.
         section: where it is defined.
+        biases: whether it gives the unit's last map a bias.
     """
 
     mend: Mend | None
     paper: str
     section: str
+    biases: bool = False
 
 
 def _none(weight: Tensor, gram: Gram, kept: Tensor, damping: float) -> tuple[Tensor, None]:
@@ -60,8 +62,8 @@ def _bias(weight: Tensor, gram: Gram, kept: Tensor, damping: float) -> tuple[Ten
 REPAIRS: dict[str, Repair] = {
     "none": Repair(_none, "-", "the cut stays as it is"),
     "ridge": Repair(_ridge, "FF, SS", "FF Eq. 6-7, SS Eq. 3-10"),
-    "bias": Repair(_bias, "An et al. 2024", "FLAP: pruned channels are replaced by their mean"),
-    "mean+ridge": Repair(affine_repair, "ffprune", "ridge on departures from the mean, and a bias"),
+    "bias": Repair(_bias, "An et al. 2024", "FLAP: pruned channels are replaced by their mean", True),
+    "mean+ridge": Repair(affine_repair, "ffprune", "ridge on departures from the mean, and a bias", True),
     "stream": Repair(None, "ffprune", "ridge towards the dense residual stream, damping chosen on held-out text"),
 }
 

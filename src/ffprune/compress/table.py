@@ -25,6 +25,7 @@ class Compressor:
         patterns: whether N:M patterns go.
         quantises: whether GPTQ may follow.
         by_block: whether it works on one layer at a time, so that the others need not be on the device.
+        saves: whether what it makes is a model of the same family, which a folder can hold.
     """
 
     paper: str
@@ -35,6 +36,7 @@ class Compressor:
     patterns: bool = False
     quantises: bool = False
     by_block: bool = True
+    saves: bool = True
 
 
 COMPRESSORS: dict[str, Compressor] = {
@@ -52,6 +54,6 @@ COMPRESSORS: dict[str, Compressor] = {
         (*CRITERIA, FLUCTUATION),
         tuple(REPAIRS),
     ),
-    "slicegpt": Compressor("Ashkboos et al. 2024", "SliceGPT, Eq. 1-10", "hidden width", by_block=False),
-    "svd_llm": Compressor("Wang et al. 2024", "SVD-LLM, truncation-aware whitening", "rank"),
+    "slicegpt": Compressor("Ashkboos et al. 2024", "SliceGPT, Eq. 1-10", "hidden width", by_block=False, saves=False),
+    "svd_llm": Compressor("Wang et al. 2024", "SVD-LLM, truncation-aware whitening", "rank", saves=False),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from ffprune.allocate.request import Decision, Looked
 from ffprune.core.gptq import bits_per_weight, compression_ratio
 from ffprune.evaluate.perplexity import perplexity
 from ffprune.evaluate.speed import measure
+from ffprune.models.checkpoint import load_tokenizer, save_model, stored_dtype
 from ffprune.models.surgery import param_count
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
@@ -62,7 +64,9 @@ def run(ctx: StageContext) -> None:
     prunable = shop.view.prunable_params
     with ctx.progress(len(shop.view.blocks), f"prune {name}") as bar:
         facts = shop.compress(decision, lambda done, total: bar.advance_to(done))
-    seconds["prune"], started = time.monotonic() - started, time.monotonic()
+    seconds["prune"] = time.monotonic() - started
+    _keep(ctx, shop)
+    started = time.monotonic()
     result = _sizes(shop, decision, facts, prunable, before) | _measured(ctx, shop, recipe)
     seconds["evaluate"] = time.monotonic() - started
     result = {"name": name, "label": recipe.label, "recipe": recipe.model_dump(mode="json")} | result
@@ -76,6 +80,17 @@ def run(ctx: StageContext) -> None:
     }
     artifacts.write_json(ctx.path(ctx.stage.metrics[0]), result)
     _show(ctx, result, decision)
+
+
+def _keep(ctx: StageContext, shop: Workshop) -> None:
+    """The model, before it is converted to be measured; DVC wants the folder of every method."""
+    folder = ctx.path(ctx.stage.outs[0])
+    if shop.recipe.save:
+        dense = ctx.path(DENSE)
+        save_model(shop.view.model, load_tokenizer(dense), folder, stored_dtype(dense))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
 
 
 def _folder(ctx: StageContext, sparsity: float) -> Path:
@@ -98,7 +113,10 @@ def _sizes(
     else:
         removed = 0
     bits = 16.0 if recipe.quantize is None else float(recipe.quantize.bits)
-    after = facts["params_after"] if "params_after" in facts else before - removed
+    if shop.rows[1].granularity == "structured":
+        after = param_count(shop.view.model)  # biases go with rows, and come with repairs
+    else:
+        after = facts["params_after"] if "params_after" in facts else before - removed
     return {
         "granularity": shop.rows[1].granularity,
         "sparsity": removed / prunable,

@@ -194,6 +194,7 @@ METHOD = Stage(
     help="Run one method of the section `methods`: decide, prune, measure.",
     params=("methods.${key}", "study", "compute", "seed"),
     deps=(DENSE, CALIBRATION, VALIDATION, "${study.texts}", "${study.zero_shot.data}"),
+    outs=("models/methods/${key}",),
     metrics=("metrics/methods/${key}.json",),
     each="methods",
 )

@@ -338,6 +338,7 @@ class Recipe(Section):
     first: First | None
     zero_shot: bool
     speed: bool
+    save: bool
 
     @model_validator(mode="after")
     def _transfer_goes_elsewhere(self) -> Self:

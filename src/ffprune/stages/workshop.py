@@ -16,12 +16,13 @@ from ffprune.allocate.problem import Problem, Reward
 from ffprune.allocate.request import Allocator, Decision, Evidence, Looked, Need, Request
 from ffprune.allocate.search import Store
 from ffprune.compress import slicegpt, structured, svd_llm, unstructured
-from ffprune.compress.cut import cut, rank_unit
+from ffprune.compress.cut import REPAIRS, cut, rank_unit
 from ffprune.compress.follow import follow
 from ffprune.compress.levels import Levels
 from ffprune.compress.table import Compressor
 from ffprune.compress.unstructured import Quantisation, WeightPruning
 from ffprune.core.budget import check_reachable
+from ffprune.core.errors import ParameterError
 from ffprune.core.gram import Gram
 from ffprune.core.importance import Ranking
 from ffprune.core.outcome import Outcome
@@ -96,15 +97,26 @@ class Workshop:
         Raises:
             FfpruneError: see :func:`rows_of`; a sparsity out of reach; a family that a compressor does not know.
         """
-        allocator, compressor = self.rows
+        (allocator, compressor), recipe = self.rows, self.recipe
         if allocator.searches:
             check_installed(self.workers)
-        if self.recipe.compressor == "slicegpt":
+        if recipe.compressor == "slicegpt":
             slicegpt.check(self.view)
-            slicegpt.dimensions(self.view.model.config.hidden_size, self.recipe.sparsity)
+            slicegpt.dimensions(self.view.model.config.hidden_size, recipe.sparsity)
+        if recipe.save and recipe.repair and REPAIRS[recipe.repair].biases:
+            self._check_bias()
         if compressor.granularity in ("structured", "unstructured"):
-            for sparsity in (self.recipe.sparsity, *([self.recipe.first.sparsity] if self.recipe.first else [])):
+            for sparsity in (recipe.sparsity, *([recipe.first.sparsity] if recipe.first else [])):
                 check_reachable(self.units, sparsity, self.study.bounds())
+
+    def _check_bias(self) -> None:
+        """A folder of a family without biases cannot hold one."""
+        if any(last.bias is None for last in self.view.last_maps):
+            raise ParameterError(
+                f"methods.{self.name}.save was asked for with repair {self.recipe.repair}",
+                f"It gives the last maps of units a bias, and those of a {type(self.view.model).__name__} have none",
+                "Choose another repair, or set save to false",
+            )
 
     def decide(self) -> Decision | None:
         """How much of every unit stays; None where the compressor has no units."""

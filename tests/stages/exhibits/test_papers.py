@@ -39,6 +39,7 @@ KEYS = {
     "first",
     "zero_shot",
     "speed",
+    "save",
 }
 
 
