@@ -109,6 +109,23 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 @contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A new file to write: it replaces ``path`` when the block ends, vanishes when the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with _teaching_disk_full(path):
+            yield temporary
+        # mkstemp makes private files; outputs are shared through a team's cache.
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
     """A new folder to build in: it replaces ``path`` when the block ends, vanishes when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,18 +178,8 @@ def check_room(path: Path, needed: int) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with _teaching_disk_full(path):
-            write(temporary)
-        # mkstemp makes private files; outputs are shared through a team's cache.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        write(temporary)
 
 
 def _write_bytes(path: Path, data: bytes, mode: str = "wb") -> None:
