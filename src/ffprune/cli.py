@@ -105,7 +105,7 @@ def inspect(
 def export(
     folder: Annotated[Path, typer.Argument(help="A model folder.")],
     out: Annotated[Path, typer.Argument(help="The file (gguf) or folder (others) to write.")],
-    to: Annotated[str, typer.Option("--to", help="hf or gguf.")],
+    to: Annotated[str, typer.Option("--to", help="hf, gguf, onnx or compressed-tensors.")],
     kind: Annotated[str | None, typer.Option("--type", help="Of gguf: f16 (as a rule), f32, q8_0, q4_k_m.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:

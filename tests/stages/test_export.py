@@ -70,19 +70,23 @@ def test_unknown_formats_and_types_are_refused(folder, tmp_path) -> None:
         export_model(folder, tmp_path / "out", "gguf", "q3")
 
 
+NO_LIBRARY = "cannot be imported|lost its sparse formats"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, when compressed-tensors is imported
 @pytest.mark.parametrize("to", list(FORMATS))
 def test_a_folder_that_does_not_load_leaves_nothing_behind(to, folder, tmp_path) -> None:
-    with pytest.raises(MissingInput, match="no such folder"):
+    with pytest.raises(MissingInput, match=f"no such folder|{NO_LIBRARY}"):
         export_model(tmp_path / "nowhere", tmp_path / "out", to)
     file = folder / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-8])
-    with pytest.raises((CorruptModel, MissingInput), match="truncated|cannot be imported"):
+    with pytest.raises((CorruptModel, MissingInput), match=f"truncated|{NO_LIBRARY}"):
         export_model(folder, tmp_path / "out", to)
     file.write_bytes(whole)
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
-    with pytest.raises(FfpruneError, match="lack|cannot be imported"):
+    with pytest.raises(FfpruneError, match=f"lack|{NO_LIBRARY}"):
         export_model(folder, tmp_path / "out", to)
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 

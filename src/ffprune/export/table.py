@@ -66,8 +66,23 @@ def _gguf(request: Request) -> list[str]:
     return [f"tensors: {', '.join(f'{count} {name}' for name, count in counts.items())}"]
 
 
+def _compressed(request: Request) -> list[str]:
+    from ffprune.export.compressed_tensors import write_compressed
+
+    name, share = write_compressed(request.folder, request.out)
+    return [f"{name}: {share:.1%} of the bytes of dense weights; read by compressed-tensors up to 0.14"]
+
+
+def _onnx(request: Request) -> list[str]:
+    from ffprune.export.onnx import write_onnx
+
+    return [f"largest difference from torch's logits: {write_onnx(request.folder, request.out):.2g}"]
+
+
 #: Name -> format.
 FORMATS: dict[str, Format] = {
     "hf": Format("a folder for transformers, with a model card", folder=True, write=_huggingface),
     "gguf": Format("one file for llama.cpp", folder=False, write=_gguf, kinds=("f16", "f32", "q8_0", "q4_k_m")),
+    "onnx": Format("a folder for onnxruntime", folder=True, write=_onnx),
+    "compressed-tensors": Format("a folder with sparse weights packed", folder=True, write=_compressed),
 }
