@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.fixture(scope="module")
 def library():
     try:
-        compressed_tensors._check_library()
+        compressed_tensors._library()
     except MissingInput as error:
         pytest.skip(str(error))
 
@@ -100,6 +101,15 @@ def test_a_library_without_sparse_formats_is_refused(tmp_path, monkeypatch) -> N
     newer = SimpleNamespace(
         BaseCompressor=SimpleNamespace(registered_names=lambda: ["dense", "pack-quantized"]), __version__="0.20.0"
     )
-    monkeypatch.setattr(compressed_tensors, "needed", lambda *_: newer)
-    with pytest.raises(MissingInput, match=r"0.20.0.*lost its sparse formats in 0.15.*Export to hf"):
-        packed(build(), tmp_path)
+    monkeypatch.setattr(importlib, "import_module", lambda name: newer)
+    with pytest.raises(
+        MissingInput, match=r"tensors 0.20.0 is installed.*lost its sparse formats in 0.15.*Export to hf"
+    ):
+        write_compressed(tmp_path, tmp_path)
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(MissingInput, match="no compressed-tensors is installed"):
+        write_compressed(tmp_path, tmp_path)

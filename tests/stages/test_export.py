@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from ffprune import cli
 from ffprune.core.errors import FfpruneError, MissingInput, ParameterError
@@ -82,6 +84,11 @@ def test_a_folder_that_does_not_load_leaves_nothing_behind(to, folder, tmp_path)
     whole = file.read_bytes()
     file.write_bytes(whole[:-8])
     with pytest.raises((CorruptModel, MissingInput), match=f"truncated|{NO_LIBRARY}"):
+        export_model(folder, tmp_path / "out", to)
+    file.write_bytes(whole)
+    tensors = load_file(file)
+    save_file({**tensors, "model.layers.0.adapter.weight": torch.ones(2)}, file, metadata={"format": "pt"})
+    with pytest.raises((CorruptModel, MissingInput), match=f"a tensor 'model.layers.0.adapter.weight'|{NO_LIBRARY}"):
         export_model(folder, tmp_path / "out", to)
     file.write_bytes(whole)
     config = folder / "config.json"

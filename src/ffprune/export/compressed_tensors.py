@@ -7,6 +7,7 @@ compressed-tensors up to 0.14.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ffprune.core.errors import MissingInput, ParameterError
-from ffprune.export.extras import needed
 from ffprune.models.checkpoint import load_model, load_tokenizer, save_model, stored_dtype
 from ffprune.models.view import ModelView
 from ffprune.models.weights import CorruptModel, weight_files
 
-LIBRARY = "compressed_tensors"
 FORMATS = {"2:4": "sparse-24-bitmask", "unstructured": "sparse-bitmask"}
 
 
@@ -43,7 +42,7 @@ def write_compressed(folder: Path, out: Path) -> tuple[str, float]:
         CorruptModel: what was written is not what was to be.
         FfpruneError: the folder does not load; see :func:`ffprune.models.checkpoint.load_model`.
     """
-    _check_library()
+    _library()
     model = load_model(folder, stored_dtype(folder))
     linears = ModelView(model).prunable.values()
     names = {id(module): name for name, module in model.named_modules()}
@@ -62,23 +61,27 @@ def write_compressed(folder: Path, out: Path) -> tuple[str, float]:
     return FORMATS[pattern], _bytes(out) / before
 
 
-def _check_library() -> None:
-    library = needed(LIBRARY, "compressed-tensors")
-    known = library.BaseCompressor.registered_names()
-    if not set(FORMATS.values()) <= set(known):
+def _library() -> Any:
+    """The library, if it is one that packs sparse weights."""
+    try:
+        library = importlib.import_module("compressed_tensors")
+        found, formats = f"compressed-tensors {library.__version__}", set(library.BaseCompressor.registered_names())
+    except ImportError:
+        found, formats = "no compressed-tensors", set()
+    if not formats.issuperset(FORMATS.values()):
         raise MissingInput(
-            f"Sparse weights were to be packed by compressed-tensors {library.__version__}",
-            "It lost its sparse formats in 0.15; the last one with them wants transformers below 5 and is therefore no "
-            "extra of ffprune, but packs all the same",
+            f"Sparse weights were to be packed, and {found} is installed",
+            "compressed-tensors lost its sparse formats in 0.15; the last version with them asks for transformers 4, "
+            "so it is no extra of ffprune, and packs all the same",
             "Export to hf, which keeps the zeros in dense safetensors that every program reads, or: "
             "pip install --no-deps compressed-tensors==0.14.0.1 loguru",
         )
+    return library
 
 
 def _packer(name: str) -> Any:
-    library = needed(LIBRARY, "compressed-tensors")
-    config = needed(f"{LIBRARY}.config", "compressed-tensors").SparsityCompressionConfig
-    return library.BaseCompressor.load_from_registry(name, config=config.load_from_registry(name))
+    config = importlib.import_module("compressed_tensors.config").SparsityCompressionConfig
+    return _library().BaseCompressor.load_from_registry(name, config=config.load_from_registry(name))
 
 
 def _chosen(dense: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
@@ -129,7 +132,7 @@ def _write_config(file: Path, pattern: str, sparse: Mapping[str, Tensor], dense:
     config = json.loads(file.read_text(encoding="utf-8"))
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
-        "version": needed(LIBRARY, "compressed-tensors").__version__,
+        "version": _library().__version__,
         "sparsity_config": {
             "format": FORMATS[pattern],
             "sparsity_structure": pattern,
