@@ -118,6 +118,8 @@ def test_the_chat_template_and_added_words_come_along() -> None:
     tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
     found = read_vocabulary(tokenizer, VOCAB)
     assert found.template == "{{ messages }}"
+    tokenizer.chat_template = {"tool_use": "{{ tools }}", "default": "{{ messages }}"}
+    assert read_vocabulary(tokenizer, VOCAB).template == "{{ messages }}"
     assert found.types[tokenizer.get_vocab()["<think>"]] is gguf.TokenType.USER_DEFINED
     assert found.special == {}
 
@@ -152,6 +154,9 @@ def test_what_llama_cpp_has_no_twin_of_is_refused() -> None:
     lower = changed(byte_tokenizer(), lambda raw: raw.update(normalizer={"type": "Lowercase"}))
     with pytest.raises(UnsupportedTokenizer, match="normalizer: Lowercase"):
         read_vocabulary(lower, VOCAB)
+    stripped = changed(byte_tokenizer(), lambda raw: raw["added_tokens"][0].update(rstrip=True))
+    with pytest.raises(UnsupportedTokenizer, match=r"looks at what stands around '<\|endoftext\|>'"):
+        read_vocabulary(stripped, VOCAB)
     merging = changed(byte_tokenizer("llama-bpe"), lambda raw: raw["model"].update(ignore_merges=False))
     with pytest.raises(UnsupportedTokenizer, match="cuts text by"):
         read_vocabulary(merging, VOCAB)

@@ -49,7 +49,25 @@ def test_what_is_there_is_replaced_only_when_told(folder, tmp_path) -> None:
         export_model(folder, out, "gguf")
     assert out.read_text() == "mine"
     export_model(folder, out, "gguf", force=True)
-    assert out.read_bytes().startswith(b"GGUF")
+    before = out.read_bytes()
+    assert before.startswith(b"GGUF")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CorruptModel):
+        export_model(folder, out, "gguf", force=True)
+    assert out.read_bytes() == before
+
+
+def test_a_folder_is_replaced_whole(folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    export_model(folder, out, "hf")  # an empty folder is in nobody's way
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(ParameterError, match="not empty"):
+        export_model(folder, out, "hf")
+    assert (out / "mine.txt").exists()
+    export_model(folder, out, "hf", force=True)
+    assert not (out / "mine.txt").exists()
+    assert (out / "policy.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("to", list(FORMATS))

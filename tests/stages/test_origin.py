@@ -121,5 +121,6 @@ def test_a_folder_elsewhere_tells_what_its_card_tells(project) -> None:
     known = origin_of(folder)
     assert (known.name, known.license, known.base_model) == ("elsewhere", "mit", "someone/tiny")
     assert known.results is None
-    (folder / "README.md").write_text("no metadata")
-    assert origin_of(folder).license is None
+    for text in ("no metadata", "---\n- a\n- list\n---\n", "---\n: [\n---\n", "---\nlicense: [a, b]\n---\n"):
+        (folder / "README.md").write_text(text)
+        assert origin_of(folder).license is None

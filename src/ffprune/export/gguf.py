@@ -190,7 +190,7 @@ def _entries(view: ModelView, multiple: int) -> Iterator[_Entry]:
         start, layer = f"blk.{block.index}", block.layer
         yield _plain(f"{start}.attn_norm.weight", layer.get_parameter("input_layernorm.weight"))
         heads = {"q": block.groups * block.heads_per_group, "k": block.groups}
-        width = -(-max(block.channels, 1 if multiple > 1 else 0) // multiple) * multiple or BLOCK
+        width = -(-block.channels // multiple) * multiple or BLOCK
         for role, linear in block.linears.items():
             end = {"o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}.get(role, f"attn_{role}")
             for part, tensor in _parts(linear):

@@ -127,6 +127,9 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
             "Use the tokenizer that belongs to the model",
         )
     added = {token["id"]: token for token in raw["added_tokens"]}
+    for token in added.values():
+        if token["lstrip"] or token["rstrip"] or token["single_word"]:
+            raise _refused(f"looks at what stands around {token['content']!r}")
     names = {number: text for text, number in tokenizer.get_vocab().items()}
     tokens = [names.get(number, f"[PAD{number}]") for number in range(size)]
     pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
@@ -146,7 +149,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
             if (number := getattr(tokenizer, f"{name}_token_id")) is not None
         },
         adds={**_around(tokenizer), "space": sentencepiece and _adds_space(raw)},
-        template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+        template=_template(tokenizer.chat_template),
     )
 
 
@@ -226,6 +229,11 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
         "bos": len(ids) > len(bare) and ids[0] == tokenizer.bos_token_id,
         "eos": len(ids) > len(bare) and ids[-1] == tokenizer.eos_token_id,
     }
+
+
+def _template(told: str | Mapping[str, str] | None) -> str | None:
+    """The chat template; of several, the one that is called ``default``."""
+    return told.get("default") if isinstance(told, Mapping) else told
 
 
 def _refused(what: str) -> UnsupportedTokenizer:

@@ -11,7 +11,6 @@ from typing import Any
 
 import gguf
 import torch
-from huggingface_hub import metadata_load
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +26,7 @@ from ffprune.core.errors import (
     UnsafeFile,
     UnsupportedArchitecture,
 )
+from ffprune.models.card_metadata import card_metadata, license_of
 from ffprune.models.checkpoint import load_model
 from ffprune.models.families import family_of
 from ffprune.models.layer_config import quiet_transformers
@@ -139,9 +139,7 @@ def _license(folder: Path, name: str | None) -> str | None:
     if name is not None:
         field = gguf.GGUFReader(folder / name).fields.get("general.license")
         return None if field is None else str(field.contents())
-    card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
-    told = (card or {}).get("license")
-    return told if isinstance(told, str) else None
+    return license_of(card_metadata(folder))
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import metadata_load
-
 from ffprune.export.provenance import Provenance
+from ffprune.models.card_metadata import card_metadata, license_of
 from ffprune.stages.artifacts import read_json
 from ffprune.stages.lineage import read_lock
 from ffprune.stages.record import DENSE, PRUNED, REPAIRED, STAGES, SUMMARY, Stage, covers
@@ -40,14 +39,13 @@ def origin_of(folder: Path) -> Provenance:
             place = folder.relative_to(root)
             if any(covers(out, place) for out in (DENSE, PRUNED, REPAIRED)):
                 return _of_project(root, place)
-    card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
-    told = card or {}
-    base = told.get("base_model")
+    told = card_metadata(folder)
+    base = _text(told.get("base_model"))
     return Provenance(
         folder.name,
-        license=_text(told.get("license")),
-        source={"base model": str(base)} if base else {},
-        base_model=_text(base),
+        license=license_of(told),
+        source={} if base is None else {"base model": base},
+        base_model=base,
     )
 
 
