@@ -10,7 +10,7 @@ import gguf
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +36,7 @@ TEXTS = (
 
 
 @functools.cache
-def sentencepiece_like(prefix: bool = True) -> PreTrainedTokenizerFast:
+def sentencepiece_like(prefix: str = "Prepend") -> PreTrainedTokenizerFast:
     """BPE with byte fallback whose merges are all splits of all tokens, by score, as those made from sentencepiece."""
     bare = Tokenizer(models.BPE())
     bare.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -53,8 +53,12 @@ def sentencepiece_like(prefix: bool = True) -> PreTrainedTokenizerFast:
         if piece[:cut] in pieces and piece[cut:] in pieces
     ]
     raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    steps = [normalizers.Prepend("▁")] if prefix else []
-    raw.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    if prefix in ("first", "always"):
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=False)
+    elif prefix == "Prepend":
+        raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        raw.normalizer = normalizers.Replace(" ", "▁")
     raw.decoder = decoders.ByteFallback()
     raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
@@ -73,10 +77,14 @@ def test_llama_cpp_makes_the_same_tokens(rule, tmp_path, llama_cpp) -> None:
     assert found == [tokenizer(text)["input_ids"] for text in TEXTS]
 
 
-@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("prefix", ["Prepend", "always", "first", "none"])
 def test_so_it_does_with_byte_fallback(prefix, tmp_path, llama_cpp) -> None:
     tokenizer = sentencepiece_like(prefix)
-    texts = [text for text in TEXTS if text and "<|" not in text]
+    texts = [text for text in TEXTS if text]
+    if prefix in ("always", "first"):  # which put no second space before one
+        texts = [text for text in texts if not text.startswith(" ")]
+    if prefix != "first":  # which puts none behind special tokens
+        texts += ["the cat</s>the cat</s>sat", "</s>the"]
     found = llama_cpp.ids(file_of(tokenizer, tmp_path), texts)
     assert found == [tokenizer(text)["input_ids"] for text in texts]
 
@@ -132,7 +140,7 @@ def test_rules_are_told_apart(rule) -> None:
 def test_what_stands_around_a_text_is_what_the_tokenizer_does() -> None:
     found = read_vocabulary(sentencepiece_like(), VOCAB)
     assert dict(found.adds) == {"bos": True, "eos": False, "space": True}
-    assert not read_vocabulary(sentencepiece_like(prefix=False), VOCAB).adds["space"]
+    assert not read_vocabulary(sentencepiece_like("none"), VOCAB).adds["space"]
     assert found.types[0] is gguf.TokenType.UNKNOWN
     assert found.types[3 : 3 + 256] == [gguf.TokenType.BYTE] * 256
 
@@ -173,3 +181,11 @@ def test_merges_that_are_not_all_splits_are_refused() -> None:
     )
     with pytest.raises(UnsupportedTokenizer, match="cuts it by"):
         read_vocabulary(split, VOCAB)
+
+
+def test_bytes_that_are_no_tokens_are_refused() -> None:
+    def without(raw) -> None:
+        raw["model"]["vocab"]["other"] = raw["model"]["vocab"].pop("<0x80>")
+
+    with pytest.raises(UnsupportedTokenizer, match="255 of 256"):
+        read_vocabulary(changed(sentencepiece_like(), without), VOCAB)

@@ -21,6 +21,9 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BYTES, _BYTES_OF_GPT2 = "bytes", "bytes, words as in GPT-2"
 
+_PREPEND = {"type": "Prepend", "prepend": "▁"}
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+
 
 class UnsupportedTokenizer(FfpruneError):
     """A tokenizer that llama.cpp has no twin of."""
@@ -136,6 +139,8 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
     unknown = None if model["unk_token"] is None else model["vocab"][model["unk_token"]]
     types = [_type(number, text, added, names, unknown, model["byte_fallback"]) for number, text in enumerate(tokens)]
     sentencepiece = bool(model["byte_fallback"])
+    if sentencepiece and types.count(TokenType.BYTE) != 256:
+        raise _refused(f"falls back to bytes, and has tokens for {types.count(TokenType.BYTE)} of 256")
     return Vocabulary(
         model="llama" if sentencepiece else "gpt2",
         pre=None if sentencepiece else _rule(raw),
@@ -211,13 +216,18 @@ def _scores(tokens: Sequence[str], types: Sequence[TokenType], pairs: Sequence[t
 
 
 def _adds_space(raw: Mapping[str, Any]) -> bool:
-    """Whether a space is put before a text, by sentencepiece's convention; refuses what is not that convention."""
-    normalizers = raw["normalizer"] or {"normalizers": []}
-    steps = [step["type"] for step in normalizers.get("normalizers", [normalizers])]
+    """Whether a space is put before a text, by sentencepiece's convention; refuses what is not that convention.
+
+    llama.cpp puts one before every piece of text, as sentencepiece and ``Prepend`` do. ``Metaspace`` puts none before
+    a piece that starts with a space and, by its scheme ``first``, none behind special tokens. transformers 5 loads
+    Llama 2 so: it is taken all the same, and differs in these two places.
+    """
+    steps = raw["normalizer"]["normalizers"] if (raw["normalizer"] or {}).get("type") == "Sequence" else []
+    steps = steps or ([raw["normalizer"]] if raw["normalizer"] else [])
     pre = raw["pre_tokenizer"]
-    if pre is None and steps in (["Prepend", "Replace"], ["Replace"]):
-        return "Prepend" in steps
-    if pre is not None and pre["type"] == "Metaspace" and not pre["split"] and not steps:
+    if pre is None and steps in ([_PREPEND, _REPLACE], [_REPLACE]):
+        return _PREPEND in steps
+    if pre is not None and pre["type"] == "Metaspace" and pre["replacement"] == "▁" and not pre["split"] and not steps:
         return bool(pre["prepend_scheme"] != "never")
     raise _refused(f"with byte fallback changes text by {steps} and cuts it by {pre}")
 
