@@ -152,14 +152,14 @@ def write_gguf(
 
 def _check_architecture(config: PretrainedConfig) -> None:
     """Refuse what llama.cpp's Llama has no setting for."""
-    rope = getattr(config, "rope_parameters", None)
+    rope = getattr(config, "rope_parameters", None) or {}
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     for wrong, asked in (
         (config.model_type not in MODEL_TYPES, f"is of type {config.model_type!r}"),
         (getattr(config, "hidden_act", "silu") != "silu", f"has the activation {getattr(config, 'hidden_act', '')!r}"),
         (window is not None, f"attends to a window of {window} tokens only"),
-        (rope is not None and rope["rope_type"] not in _STATIC_ROPE, f"scales rotary positions as {rope}"),
-        (rope is not None and rope.get("partial_rotary_factor", 1) != 1, "rotates a part of every head only"),
+        (rope.get("rope_type") not in _STATIC_ROPE, f"scales rotary positions as {rope}"),
+        (rope.get("partial_rotary_factor", 1) != 1, "rotates a part of every head only"),
     ):
         if wrong:
             raise UnsupportedArchitecture(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _METADATA = "ffprune"
+# Libraries report a full disk in exceptions of their own: safetensors, and numpy before and while it writes.
+_FULL = ("No space left on device", "Not enough free space", " requested and ")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -194,8 +196,7 @@ def _teaching_disk_full(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors is written in Rust and reports the same condition in an exception of its own.
-        if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
+        if getattr(error, "errno", None) != errno.ENOSPC and not any(words in str(error) for words in _FULL):
             raise
         free = 0
         with suppress(OSError):
