@@ -101,6 +101,20 @@ def inspect(
     print_inspection(path, as_json)
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    out: Annotated[Path, typer.Argument(help="The file (gguf) or folder (others) to write.")],
+    to: Annotated[str, typer.Option("--to", help="hf, gguf, onnx or compressed-tensors.")],
+    kind: Annotated[str | None, typer.Option("--type", help="Of gguf: f16 (as a rule), f32, q8_0, q4_k_m.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Write a model folder as other programs read it: docs/export.md."""
+    from ffprune.stages.export import export_model
+
+    export_model(folder, out, to, kind, force)
+
+
 @profile.command("list")
 def profile_list() -> None:
     """List the profiles; a star marks the one in use."""

@@ -64,6 +64,12 @@ def test_a_local_checkpoint_keeps_its_weights(checkpoint: Path, dtype: str) -> N
     assert facts["parameters"] == sum(p.numel() for p in tiny_model().parameters())
 
 
+def test_the_license_is_what_the_files_tell(checkpoint: Path) -> None:
+    assert "license" not in fetch_model(local(checkpoint), checkpoint)[2]
+    (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
+    assert fetch_model(local(checkpoint), checkpoint)[2]["license"] == "mit"
+
+
 def test_pickles_are_refused(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     with pytest.raises(UnsafeFile, match=r"pytorch_model\.bin"):
@@ -159,6 +165,7 @@ def test_only_safe_files_of_the_hub_are_asked_for(monkeypatch: pytest.MonkeyPatc
     hub.fetch_description(HubSource(id="a/b"), trust_remote_code=False)
     hub.fetch_description(HubSource(id="a/b"), trust_remote_code=True)
     assert "*.py" not in asked[0] and "*.py" in asked[1]
+    assert "README.md" in asked[0], "where the license stands"
     assert not any("bin" in pattern or "pt" in pattern for pattern in asked[0])
 
 
@@ -166,6 +173,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
+    writer.add_license("apache-2.0")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(64)
     writer.add_embedding_length(config.hidden_size)
@@ -204,6 +212,7 @@ def test_gguf_becomes_a_plain_model_that_can_be_saved(tmp_path: Path, capfd: pyt
     model, tokenizer, facts = fetch_model(local(tmp_path / "tiny.F32.gguf"), tmp_path, storage_dtype="float32")
     assert "%|" not in capfd.readouterr().err, "no progress bars"
     assert facts["name"] == "tiny" and facts["quantization"] == "F32" and len(facts["sha256"]) == 64
+    assert facts["license"] == "apache-2.0"
     for name, weight in tiny_model().state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
     assert tokenizer("abc")["input_ids"] == [6, 5], "no token is added in front"

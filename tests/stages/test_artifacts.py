@@ -38,6 +38,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["IoError: No space left on device", "Not enough free space to write 9 bytes", "9 requested and 0 written"],
+)
+def test_libraries_say_in_their_own_words_that_the_disk_is_full(said: str, tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match="filled the disk"), artifacts.atomic_file(tmp_path / "new") as file:
+        file.write_text("half")
+        raise OSError(said)
+    with pytest.raises(OSError, match="other"), artifacts.atomic_file(tmp_path / "new"):
+        raise OSError("other")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_refused_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.txt"
     artifacts.write_text(path, "old")

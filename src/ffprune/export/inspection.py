@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_model, stored_dtype
 from ffprune.models.pretrained import needs_code
 from ffprune.models.surgery import param_count
@@ -73,22 +74,38 @@ def inspect(folder: Path) -> Inspection:
     Raises:
         FfpruneError: it does not load; see :func:`ffprune.models.checkpoint.load_model`.
     """
-    dtype = stored_dtype(folder)
-    model = load_model(folder, dtype)
-    view = ModelView(model)
+    return inspect_model(ModelView(load_model(folder, stored_dtype(folder))), folder)
+
+
+def inspect_model(view: ModelView, folder: Path) -> Inspection:
+    """:func:`inspect` for a folder that has been loaded, in the number format of its files."""
     layers = [_row(block, view) for block in view.blocks]
     weights = sum(row.weights for row in layers)
-    whole = sum(_dense_weights(block, row) for block, row in zip(view.blocks, layers, strict=True))
     return Inspection(
-        architecture=type(model).__name__,
-        dtype=str(dtype).removeprefix("torch."),
-        parameters=param_count(model),
+        architecture=type(view.model).__name__,
+        dtype=str(view.model.dtype).removeprefix("torch."),
+        parameters=param_count(view.model),
         prunable=weights,
-        removed=1 - weights / whole,
+        removed=cut(view).sparsity,
         zeros=sum(row.zeros * row.weights for row in layers) / weights,
         bytes=sum(file.stat().st_size for file in weight_files(folder)),
-        needs_code=needs_code(model.config),
+        needs_code=needs_code(view.model.config),
         layers=layers,
+    )
+
+
+def cut(view: ModelView) -> Allocation:
+    """What is left of every unit of a model as wide as the config's global values say."""
+    config, family = view.model.config, view.family
+    whole = {"attention": getattr(config, family.kv_heads), "ffn": getattr(config, family.ffn_width)}
+    units = tuple(replace(unit, granules=whole[unit.kind]) for unit in view.units)
+    return Allocation(units, tuple(unit.granules for unit in view.units))
+
+
+def masked(view: ModelView) -> Allocation:
+    """How many weights of every prunable matrix are not zero."""
+    return Allocation(
+        view.weight_units, tuple(int(torch.count_nonzero(linear.weight)) for linear in view.prunable.values())
     )
 
 
@@ -104,12 +121,3 @@ def _row(block: Block, view: ModelView) -> LayerRow:
         weights=weights,
         zeros=zeros / weights,
     )
-
-
-def _dense_weights(block: Block, row: LayerRow) -> int:
-    """Weights of the layer, were it as wide as the config's global values say."""
-    total = 0
-    for role, linear in block.linears.items():
-        now, whole = row.heads if role in "qo" else row.groups if role in "kv" else row.channels
-        total += linear.weight.numel() // now * whole
-    return total

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 # Small files first, so that a model which is refused costs no download of weights. Subfolders hold other
 # formats (onnx, original), consolidated*.safetensors the same weights once more.
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 _WEIGHTS = ["*.safetensors"]
 _IGNORED = ["*/*", "consolidated*"]
 # The hub's clients let errors of the library below them through, and change it now and then.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from transformers import (
     AutoConfig,
@@ -25,6 +26,7 @@ from ffprune.core.errors import (
     UnsafeFile,
     UnsupportedArchitecture,
 )
+from ffprune.models.card_metadata import card_metadata, license_of
 from ffprune.models.checkpoint import load_model
 from ffprune.models.families import family_of
 from ffprune.models.layer_config import quiet_transformers
@@ -56,7 +58,8 @@ def fetch_model(
     Returns:
         The model, its tokenizer, and facts for the record: ``kind``, ``source``, ``name``, ``architecture``,
         ``parameters`` (tied weights once), ``storage_dtype``, ``vocabulary``, ``context``; for GGUF ``file``,
-        ``sha256`` and ``quantization`` (what it was stored as); for the hub ``revision`` (the commit used).
+        ``sha256`` and ``quantization`` (what it was stored as); for the hub ``revision`` (the commit used); ``license``
+        where the files tell it (README.md's metadata, or a GGUF's own).
 
     Raises:
         UnsafeFile: weights only as pickles, or code would have to run.
@@ -76,6 +79,8 @@ def fetch_model(
             name = Path(gguf).stem
             facts |= {"file": gguf, "sha256": pypi.sha256(folder / gguf), "name": _QUANTIZATION.sub("", name)}
             facts["quantization"] = name[len(facts["name"]) + 1 :] or "unknown"
+        if (license := _license(folder, gguf)) is not None:
+            facts["license"] = license
             model.config._name_or_path = tokenizer.name_or_path = facts["name"]
     _to_dtype(model, storage_dtype, asked)
     facts |= {
@@ -127,6 +132,14 @@ def _load_gguf(folder: Path, name: str) -> tuple[PreTrainedModel, PreTrainedToke
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, config=config, dtype=torch.float32)
     _forget_quantization(model)
     return model, tokenizer
+
+
+def _license(folder: Path, name: str | None) -> str | None:
+    """What the files say of the model's license: an identifier, or None."""
+    if name is not None:
+        field = gguf.GGUFReader(folder / name).fields.get("general.license")
+        return None if field is None else str(field.contents())
+    return license_of(card_metadata(folder))
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _METADATA = "ffprune"
+# Libraries report a full disk in exceptions of their own: safetensors, and numpy before and while it writes.
+_FULL = ("No space left on device", "Not enough free space", " requested and ")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,6 +111,23 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 @contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A new file to write: it replaces ``path`` when the block ends, vanishes when the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with _teaching_disk_full(path):
+            yield temporary
+        # mkstemp makes private files; outputs are shared through a team's cache.
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
     """A new folder to build in: it replaces ``path`` when the block ends, vanishes when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,18 +180,8 @@ def check_room(path: Path, needed: int) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with _teaching_disk_full(path):
-            write(temporary)
-        # mkstemp makes private files; outputs are shared through a team's cache.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        write(temporary)
 
 
 def _write_bytes(path: Path, data: bytes, mode: str = "wb") -> None:
@@ -187,8 +196,7 @@ def _teaching_disk_full(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors is written in Rust and reports the same condition in an exception of its own.
-        if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
+        if getattr(error, "errno", None) != errno.ENOSPC and not any(words in str(error) for words in _FULL):
             raise
         free = 0
         with suppress(OSError):

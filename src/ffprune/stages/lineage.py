@@ -101,13 +101,18 @@ def fingerprint(params: Mapping[str, Any], deps: Iterable[str]) -> str:
     return _md5("\n".join(parts).encode())[:16]
 
 
-def _recorded_hashes(lock: Path) -> dict[str, str]:
+def read_lock(lock: Path) -> dict[str, Any]:
+    """The stages of a dvc.lock by name, with parameters and hashes as they were; none where there is no such file."""
     if not lock.is_file():
         return {}
     from ruamel.yaml import YAML
 
-    stages = (YAML(typ="safe").load(lock) or {}).get("stages", {})
-    outs = (out for stage in stages.values() for out in stage.get("outs", []))
+    stages: dict[str, Any] = (YAML(typ="safe").load(lock) or {}).get("stages", {})
+    return stages
+
+
+def _recorded_hashes(lock: Path) -> dict[str, str]:
+    outs = (out for stage in read_lock(lock).values() for out in stage.get("outs", []))
     return {out["path"]: out["md5"] for out in outs if "md5" in out}
 
 

@@ -1,0 +1,212 @@
+"""GGUF files, held against torch by llama.cpp where it is installed, and by their own metadata in any case."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import MistralConfig
+
+from ffprune.core.errors import ParameterError, UnsupportedArchitecture
+from ffprune.export import gguf as export
+from ffprune.export.gguf import QuantizationFailed, write_gguf
+from ffprune.export.gguf_check import check_gguf
+from ffprune.models.view import ModelView
+from ffprune.models.weights import CorruptModel
+from tests.export.conftest import CONFIGS, UNEVEN, build, byte_tokenizer
+from tests.models.conftest import build as build_family
+
+SHAPES = {
+    "uneven": UNEVEN,
+    "layer 0 alone": ((1, 8), (3, 40), (3, 40), (3, 40)),
+    "heads alone": ((3, 40), (1, 40), (2, 40), (3, 40)),
+    "widths alone": ((3, 40), (3, 1), (3, 39), (3, 40)),
+    "all alike": ((2, 24),) * 4,
+    "no FFN in layer 0": ((3, 0), (3, 40), (3, 40), (3, 40)),
+    "no FFN inside": ((3, 40), (3, 0), (2, 0), (3, 40)),
+    "no FFN at the end": ((3, 40), (3, 40), (3, 40), (1, 0)),
+    "no FFN at all": ((3, 0),) * 4,
+}
+
+
+def written(path: Path, kind: str = "f32", case: str = "llama", widths=UNEVEN) -> Path:
+    write_gguf(build(case, widths), byte_tokenizer(), path / f"{kind}.gguf", kind, "tiny", "apache-2.0")
+    return path / f"{kind}.gguf"
+
+
+def values(path: Path) -> dict[str, object]:
+    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+
+
+def same(path: Path, model, tokens, llama_cpp) -> None:
+    mine, other = llama_cpp.logits(path, tokens), model(tokens).logits[0]
+    assert float((mine - other).abs().max()) < 1e-3
+    assert torch.equal(mine.argmax(-1), other.argmax(-1))
+    assert float(other.std()) > 0.1
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_llama_cpp_computes_what_torch_does(shape, tokens, tmp_path, llama_cpp) -> None:
+    same(written(tmp_path, widths=SHAPES[shape]), build(widths=SHAPES[shape]), tokens, llama_cpp)
+
+
+@pytest.mark.parametrize("case", list(CONFIGS))
+@pytest.mark.parametrize("widths", [UNEVEN, None], ids=["uneven", "dense"])
+def test_so_it_does_for_other_settings(case, widths, tokens, tmp_path, llama_cpp) -> None:
+    same(written(tmp_path, "f32", case, widths), build(case, widths), tokens, llama_cpp)
+
+
+def test_without_the_order_of_rows_it_would_not(tokens, tmp_path, llama_cpp, monkeypatch) -> None:
+    monkeypatch.setattr(export, "_neighbours", lambda tensor, heads: tensor)
+    difference = llama_cpp.logits(written(tmp_path), tokens) - build(widths=UNEVEN)(tokens).logits[0]
+    assert float(difference.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_k_m"])
+def test_rounded_weights_are_near(kind, tokens, tmp_path, llama_cpp) -> None:
+    model = build(widths=UNEVEN, hidden_size=64)
+    write_gguf(model, byte_tokenizer(), tmp_path / "m.gguf", kind)
+    mine, other = llama_cpp.logits(tmp_path / "m.gguf", tokens), model(tokens).logits[0]
+    error = float((mine - other).pow(2).mean().sqrt() / other.std())
+    assert error < {"f16": 0.002, "q8_0": 0.05, "q4_k_m": 0.5}[kind]
+    assert {file.name for file in tmp_path.iterdir()} == {"m.gguf"}
+
+
+def test_metadata_tell_the_widths_of_every_layer(tmp_path) -> None:
+    found = values(written(tmp_path, widths=SHAPES["no FFN inside"]))
+    assert found["general.architecture"] == "deci"
+    assert found["deci.attention.head_count"] == [6, 6, 4, 6]
+    assert found["deci.attention.head_count_kv"] == [3, 3, 2, 3]
+    # llama.cpp throws the attention of a layer away that has no FFN at all.
+    assert found["deci.feed_forward_length"] == [40, 32, 32, 40]
+    assert found["deci.attention.key_length"] == found["deci.attention.value_length"] == 16
+    assert found["deci.rope.dimension_count"] == 16
+    assert found["general.name"] == "tiny"
+    assert found["general.license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize("widths", [None, ((2, 24),) * 4])
+def test_layers_alike_make_a_plain_llama(widths, tmp_path) -> None:
+    found = values(written(tmp_path, widths=widths))
+    assert found["general.architecture"] == "llama"
+    assert found["llama.attention.head_count_kv"] == (3 if widths is None else 2)
+    assert found["llama.feed_forward_length"] == (40 if widths is None else 24)
+    assert found["llama.attention.key_length"] == 16
+
+
+def test_every_layer_is_ordered_by_its_own_heads(tmp_path) -> None:
+    """Row 2i of a head is transformers' row i, row 2i + 1 its row i + head_dim / 2."""
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(written(tmp_path)).tensors}
+    for block in ModelView(build(widths=UNEVEN)).blocks:
+        for role, heads in (("q", 2 * block.groups), ("k", block.groups)):
+            rows = [16 * head + row + half for head in range(heads) for row in range(8) for half in (0, 8)]
+            assert torch.equal(
+                torch.tensor(found[f"blk.{block.index}.attn_{role}.weight"]), block.linears[role].weight[rows]
+            )
+        assert np.array_equal(found[f"blk.{block.index}.attn_v.weight"], block.linears["v"].weight)
+
+
+def test_widths_are_filled_up_where_rows_are_quantised(tmp_path) -> None:
+    model = build(widths=UNEVEN, hidden_size=64)
+    counts = write_gguf(model, byte_tokenizer(), tmp_path / "m.gguf", "q8_0")
+    assert counts == {"Q8_0": 1 + 4 * 7, "F32": 4 * 2 + 1}
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    assert reader.fields["deci.feed_forward_length"].contents() == [64, 64, 32, 32]
+    found = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    for block in ModelView(model).blocks:
+        down, weight = found[f"blk.{block.index}.ffn_down.weight"], block.linears["down"].weight
+        assert not down[:, block.channels :].any()
+        assert not found[f"blk.{block.index}.ffn_gate.weight"][block.channels :].any()
+        assert float((torch.tensor(down[:, : block.channels]) - weight).abs().max()) < 0.01
+
+
+def test_rows_that_cannot_be_quantised_are_counted(tmp_path) -> None:
+    counts = write_gguf(build(widths=UNEVEN), byte_tokenizer(), tmp_path / "m.gguf", "q8_0")
+    assert counts["F16"] > 0  # the hidden width is 48
+    assert counts["Q8_0"] == 4 + 4  # ffn_down and attn_output
+
+
+def test_a_failure_leaves_no_file_behind(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(export, "needed", lambda *_: None)
+    for code, said in (("raise SystemExit('no room')", "no room"), ("import os; os.abort()", "status -6")):
+        monkeypatch.setattr(export, "_QUANTIZE", code)
+        with pytest.raises(QuantizationFailed, match=said):
+            written(tmp_path, "q4_k_m")
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "said"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary positions"),
+        ("mistral", {"sliding_window": 16}, "window of 16 tokens"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(case, changes, said, tmp_path) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=said):
+        write_gguf(build(case, **changes), byte_tokenizer(), tmp_path / "m.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_family_is_refused(tmp_path) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="of type 'opt'.*llama, mistral, qwen2"):
+        write_gguf(build_family("opt"), byte_tokenizer(), tmp_path / "m.gguf")
+
+
+def test_modules_that_a_llama_does_not_have_are_refused(tmp_path) -> None:
+    model = build()
+    model.model.layers[1].self_attn.q_norm = torch.nn.LayerNorm(16)
+    with pytest.raises(UnsupportedArchitecture, match=r"2 tensors .*'model.layers.1.self_attn.q_norm.weight'"):
+        write_gguf(model, byte_tokenizer(), tmp_path / "m.gguf")
+
+
+def test_weights_beyond_float16_are_refused(tmp_path) -> None:
+    model = build()
+    model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
+    with pytest.raises(ParameterError, match=r"blk.0.ffn_up.weight .*float16"):
+        write_gguf(model, byte_tokenizer(), tmp_path / "m.gguf", "f16")
+    with pytest.raises(ParameterError, match="f16, f32, q4_k_m, q8_0"):
+        write_gguf(model, byte_tokenizer(), tmp_path / "m.gguf", "q2")
+
+
+def test_a_file_cut_short_is_found_out(tmp_path) -> None:
+    path = written(tmp_path)
+    data = path.read_bytes()
+    check_gguf(path)
+    for size in (len(data) - 64, len(data) // 2, 40, 3, 0):
+        path.write_bytes(data[:size])
+        with pytest.raises(CorruptModel, match="not a whole GGUF file"):
+            check_gguf(path)
+
+
+@pytest.mark.parametrize("key", ["attention.head_count", "attention.head_count_kv", "feed_forward_length"])
+def test_widths_that_are_not_the_tensors_are_found_out(key, tmp_path) -> None:
+    path = written(tmp_path)
+    field = gguf.GGUFReader(path).fields[f"deci.{key}"]
+    before = struct.pack("<4i", *field.contents())
+    data = path.read_bytes()
+    assert data.count(before) == 1
+    path.write_bytes(data.replace(before, struct.pack("<4i", *field.contents()[:3], 5)))
+    with pytest.raises(CorruptModel, match=r"blk\.3\..* should be"):
+        check_gguf(path)
+
+
+def test_names_of_tensors_are_checked(tmp_path) -> None:
+    path = written(tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"blk.2.attn_k.weight", b"blk.2.attn_x.weight"))
+    with pytest.raises(CorruptModel, match=r"blk.2.attn_k.weight should be .* missing"):
+        check_gguf(path)
+    path.write_bytes(b"XXXX" + data[4:])
+    with pytest.raises(CorruptModel, match="magic"):
+        check_gguf(path)
+
+
+def test_a_window_that_is_not_used_is_none(tmp_path) -> None:
+    assert MistralConfig().sliding_window  # the default of the family
+    write_gguf(build("qwen2", sliding_window=16, use_sliding_window=False), byte_tokenizer(), tmp_path / "m.gguf")
