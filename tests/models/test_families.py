@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, MixtralConfig, PretrainedConfig, Qwen3Config
+from transformers import DeepseekV3Config, MixtralConfig, PretrainedConfig, Qwen3MoeConfig, XGLMConfig
 
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.models.checkpoint import load_model, save_model
@@ -17,6 +17,7 @@ from ffprune.models.layer_config import LayerShape, read_layer_config
 from ffprune.models.surgery import copy_model, mask_unit, read_unit, set_unit, slice_model, slice_unit
 from ffprune.models.view import ModelView, granule_indices
 from ffprune.models.walk import collect
+from tests.models.conftest import CONFIGS
 
 
 class FamilySuite:
@@ -51,11 +52,15 @@ class FamilySuite:
         lost = {n: before[n] - after[n] for n in before}
         weights = sum(count for name, count in lost.items() if name.endswith("weight"))
         assert weights == sum(u.params_per_granule for u in view.units)
-        outputs = ("o_proj.bias", "out_proj.bias", "down_proj.bias", "fc2.bias")
+        family = view.family
+        outputs = tuple(f"{path}.bias" for path in (family.attention_output, family.ffn_output))
+        inputs = tuple(
+            f"{path}.bias" for part in (family.attention_inputs, family.ffn_inputs) for path in part.values()
+        )
         for name, count in lost.items():
             if name.endswith(outputs):
                 assert count == 0
-            elif name.endswith(("_proj.bias", "fc1.bias")):
+            elif name.endswith(inputs):
                 assert count > 0
 
     def test_removing_a_granule_removes_its_multiply_adds(self, view, tokens):
@@ -226,10 +231,58 @@ class TestMistral(FamilySuite):
     case = "mistral"
     params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
 
+    def test_the_window_stays_when_heads_go(self, view, tokens, uneven):
+        """A token sees the 8 before it, itself included, in each of the 3 layers: the first of 24 is out of reach."""
+        slice_model(view, uneven(view.units))
+        long = torch.cat([tokens[:2], tokens[2:]], 1)
+        other = long.clone()
+        other[:, 0] += 1
+        difference = (view.model(long).logits - view.model(other).logits).abs().amax((0, 2))
+        assert (difference[:22] > 0).all()
+        assert (difference[22:] == 0).all()
+
 
 class TestQwen2(FamilySuite):
     case = "qwen2"
     params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestQwen3(FamilySuite):
+    case = "qwen3"
+    params_per_granule = ((2 * 8 + 8 + 8 + 2 * 8) * 24, 3 * 24)
+
+
+class TestGemma2(FamilySuite):
+    case = "gemma2"
+    params_per_granule = ((2 * 8 + 8 + 8 + 2 * 8) * 24, 3 * 24)
+
+
+class TestGemma3(FamilySuite):
+    case = "gemma3_text"
+    params_per_granule = ((2 * 8 + 8 + 8 + 2 * 8) * 24, 3 * 24)
+
+
+class TestGranite(FamilySuite):
+    case = "granite"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestSmolLM3(FamilySuite):
+    case = "smollm3"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestStarcoder2(FamilySuite):
+    case = "starcoder2"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 2 * 24)
+    roles = ("q", "k", "v", "o", "up", "down")
+
+
+class TestPhi(FamilySuite):
+    case = "phi"
+    granules = (6, 20)
+    params_per_granule = (4 * 4 * 24, 2 * 24)
+    roles = ("q", "k", "v", "o", "up", "down")
 
 
 class TestOpt(FamilySuite):
@@ -245,17 +298,25 @@ class TestOpt350m(TestOpt):
 
 def test_every_row_has_a_suite():
     cases = {sub.case for base in (FamilySuite, TestOpt) for sub in base.__subclasses__()}
-    assert {case.split("_")[0] for case in cases} == set(FAMILIES)
+    assert cases == set(CONFIGS)
+    assert {CONFIGS[case]().model_type for case in cases} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(
-    ("config", "nearest"),
-    [(Qwen3Config(), "qwen2"), (MixtralConfig(), "mistral"), (GPT2Config(), "opt")],
+    ("config", "nearest", "missing"),
+    [
+        (MixtralConfig(), "mistral", "mixture of experts"),
+        (Qwen3MoeConfig(), "qwen3", "mixture of experts"),
+        (DeepseekV3Config(), "qwen3", "mixture of experts"),
+        (XGLMConfig(), "opt", "no row for"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
 )
-def test_an_unknown_family_is_told_what_is_near(config: PretrainedConfig, nearest: str):
+def test_an_unknown_family_is_told_what_is_near(config: PretrainedConfig, nearest: str, missing: str):
     with pytest.raises(UnsupportedArchitecture) as refusal:
         family_of(config)
     assert repr(config.model_type) in refusal.value.asked
+    assert missing in refusal.value.asked
     assert all(name in refusal.value.possible for name in FAMILIES)
     assert f"nearest is {nearest!r}" in refusal.value.possible
     assert "FAMILIES" in refusal.value.change

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ffprune.core.errors import UnsupportedArchitecture
@@ -22,6 +22,7 @@ class Family:
     Attributes:
         model_type: the ``model_type`` of the family's config in transformers.
         architecture: transformers' class of its causal language model.
+        package: folder of the family's code in ``transformers.models``.
         layers: dotted path from the causal-LM model to its list of decoder layers.
         attention: path of the attention module inside a layer.
         attention_inputs: role -> path inside a layer of the linears that lose output rows (q, k, v).
@@ -41,6 +42,7 @@ class Family:
 
     model_type: str
     architecture: str
+    package: str
     layers: str
     attention: str
     attention_inputs: Mapping[str, str]
@@ -71,10 +73,11 @@ class Family:
         return {name: getattr(self, name) for name in names}
 
 
-def _llama_layout(model_type: str, architecture: str) -> Family:
+def _llama_layout(model_type: str, architecture: str, package: str | None = None) -> Family:
     return Family(
         model_type=model_type,
         architecture=architecture,
+        package=package or model_type,
         layers="model.layers",
         attention="self_attn",
         attention_inputs={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
@@ -94,9 +97,28 @@ _ROWS = (
     _llama_layout("llama", "LlamaForCausalLM"),
     _llama_layout("mistral", "MistralForCausalLM"),
     _llama_layout("qwen2", "Qwen2ForCausalLM"),
+    _llama_layout("qwen3", "Qwen3ForCausalLM"),
+    _llama_layout("gemma2", "Gemma2ForCausalLM"),
+    _llama_layout("gemma3_text", "Gemma3ForCausalLM", "gemma3"),
+    _llama_layout("granite", "GraniteForCausalLM"),
+    _llama_layout("smollm3", "SmolLM3ForCausalLM"),
+    replace(
+        _llama_layout("starcoder2", "Starcoder2ForCausalLM"),
+        ffn_inputs={"up": "mlp.c_fc"},
+        ffn_output="mlp.c_proj",
+        marks=("num_key_value_heads", "norm_epsilon", "use_bias", "residual_dropout"),
+    ),
+    replace(
+        _llama_layout("phi", "PhiForCausalLM"),
+        attention_output="self_attn.dense",
+        ffn_inputs={"up": "mlp.fc1"},
+        ffn_output="mlp.fc2",
+        marks=("num_key_value_heads", "qk_layernorm", "resid_pdrop", "layer_norm_eps"),
+    ),
     Family(
         model_type="opt",
         architecture="OPTForCausalLM",
+        package="opt",
         layers="model.decoder.layers",
         attention="self_attn",
         attention_inputs={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
@@ -112,6 +134,19 @@ _ROWS = (
     ),
 )
 
+#: Setting of a config -> what a model that has it does, which no row can say yet.
+_OBSTACLES: dict[str, str] = {
+    **dict.fromkeys(
+        ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+        "its FFN is a mixture of experts, which are not linears of their own, and a layer's units are one attention "
+        "and one FFN",
+    ),
+    "kv_lora_rank": "keys and values come from a common latent vector, not from heads of their own",
+    "mamba_d_state": "some of its layers are no attention",
+    "multi_query": "its query, key and value projections are one linear",
+    "text_config": "the language model is a part of a larger one",
+}
+
 #: The supported families by transformers ``model_type``.
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
 
@@ -126,7 +161,7 @@ def family_of(config: PretrainedConfig) -> Family:
         The row for ``config.model_type``.
 
     Raises:
-        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row.
+        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row, and what stands in the way.
     """
     return family_named(config.model_type, config.to_dict())
 
@@ -142,12 +177,14 @@ def family_named(model_type: str, keys: Iterable[str]) -> Family:
         The row for ``model_type``.
 
     Raises:
-        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row.
+        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row, and what stands in the way.
     """
     if model_type not in FAMILIES:
+        names = set(keys)
+        missing = next((why for setting, why in _OBSTACLES.items() if setting in names), None)
         raise UnsupportedArchitecture(
-            f"The model is of type {model_type!r}, which ffprune has no row for",
-            f"Supported types are {', '.join(FAMILIES)}; the nearest is {_nearest(model_type, set(keys)).model_type!r}",
+            f"The model is of type {model_type!r}, which ffprune has no row for" + (f": {missing}" if missing else ""),
+            f"Supported types are {', '.join(FAMILIES)}; the nearest is {_nearest(model_type, names).model_type!r}",
             "Choose a model of a supported type, or, if its layers are laid out like the nearest one's, "
             "add a row to FAMILIES in ffprune/models/families.py and run the family suite in tests/models",
         )

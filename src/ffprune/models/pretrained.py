@@ -65,7 +65,7 @@ def teach(family: Family, module: ModuleType) -> None:
 
     Args:
         family: its row.
-        module: ``transformers.models.FAMILY.modeling_FAMILY``, imported.
+        module: ``transformers.models.PACKAGE.modeling_PACKAGE``, imported.
     """
     stock = getattr(module, family.architecture)
     taught = _saving(modeling_pruned.pruned(stock, family.layout))

@@ -159,10 +159,21 @@ def fill(
                 "Fetch or write the folder again",
             ) from error
     wanted.check_complete(files[0].parent)
-    for name, module in list(model.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            rebuilt: nn.Module = type(module)(config=model.config)
-            model.set_submodule(name, rebuilt.to(_device_of(name, devices)))
+    _compute_buffers(model, devices)
+
+
+def _compute_buffers(model: PreTrainedModel, devices: dict[str, torch.device]) -> None:
+    """The buffers that no file holds, as transformers computes them."""
+    for name, module in model.named_modules():
+        missing = {key: buffer for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for key, buffer in missing.items():
+            setattr(module, key, torch.empty_like(buffer, device=_device_of(name, devices)))
+        if missing:
+            for parameter in module.parameters(recurse=False):
+                # transformers' mark of what was read: a scaled embedding keeps its rows, and gets its scale.
+                parameter._is_hf_initialized = True
+            with torch.no_grad():
+                model._init_weights(module)  # type: ignore[no-untyped-call]
 
 
 class _Wanted:
