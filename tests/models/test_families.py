@@ -10,7 +10,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DeepseekV3Config, MixtralConfig, PretrainedConfig, Qwen3MoeConfig, XGLMConfig
 
+from ffprune.compress.cut import cut
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
+from ffprune.core.masks import mask_from_ranks, ranks
+from ffprune.core.saliency import scores
+from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_model, save_model
 from ffprune.models.families import FAMILIES, family_of
 from ffprune.models.layer_config import LayerShape, read_layer_config
@@ -189,6 +193,29 @@ class FamilySuite:
                 torch.testing.assert_close(gram.xx.double(), x.T @ x, rtol=1e-5, atol=1e-4)
         assert not any(m._forward_pre_hooks for m in view.model.modules())
 
+    def test_ridge_brings_a_cut_block_nearer_to_the_dense_one(self, view, tokens):
+        """On the text it was fitted to; the last linear's input is cut to half of its granules."""
+        for index in (2, 3):  # both units of a layer in the middle
+            errors = []
+            for repair in ("none", "ridge"):
+                twin = ModelView(copy_model(view.model))
+                kept = [unit.granules - (unit.granules // 2 if i == index else 0) for i, unit in enumerate(twin.units)]
+                dense = _outputs(twin, index, tokens)
+                cut(twin, Allocation(twin.units, tuple(kept)), tokens, 2, "wanda_column", repair, 1e-6, False)
+                errors.append(float((_outputs(twin, index, tokens) - dense).norm() / dense.norm()))
+            assert 0 < errors[1] < 0.9 * errors[0]
+
+    def test_unstructured_masks_have_exact_counts(self, view, tokens):
+        allocation = {name: unit.granules // 3 for name, unit in zip(view.prunable, view.weight_units, strict=True)}
+        grams = collect(view, tokens, (), 2)
+        for name, linear in view.prunable.items():
+            order = ranks(scores("wanda", linear.weight.detach(), grams[name], 0.0), "matrix")
+            mask = mask_from_ranks(order, allocation[name], "matrix")
+            with torch.no_grad():
+                linear.weight.mul_(mask)
+        again = ModelView(copy_model(view.model)).prunable
+        assert {name: int((linear.weight != 0).sum()) for name, linear in again.items()} == allocation
+
     def test_save_and_load(self, view, tokens, uneven, tmp_path):
         slice_model(view, uneven(view.units))
         save_model(view.model, None, tmp_path / "m")
@@ -214,6 +241,15 @@ class FamilySuite:
         for name in ("heads", "kv_heads", "ffn_width"):
             attribute = getattr(view.family, name)
             assert getattr(config, attribute) == getattr(dense, attribute)
+
+
+def _outputs(view: ModelView, index: int, tokens: Tensor) -> Tensor:
+    """What a unit's last linear answers."""
+    seen: list[Tensor] = []
+    hook = view.unit_linears(index).last.register_forward_hook(lambda _, __, output: seen.append(output))
+    view.model(tokens)
+    hook.remove()
+    return seen[0]
 
 
 class TestLlamaGqa(FamilySuite):
@@ -278,6 +314,34 @@ class TestStarcoder2(FamilySuite):
     roles = ("q", "k", "v", "o", "up", "down")
 
 
+class TestPhi3(FamilySuite):
+    case = "phi3"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestGptNeox(FamilySuite):
+    case = "gpt_neox"
+    granules = (6, 20)
+    params_per_granule = (4 * 4 * 24, 2 * 24)
+    roles = ("q", "k", "v", "o", "up", "down")
+
+
+class TestGptNeoxSerial(TestGptNeox):
+    case = "gpt_neox_serial"
+
+
+class TestGpt2(FamilySuite):
+    case = "gpt2"
+    granules = (6, 20)
+    params_per_granule = (4 * 4 * 24, 2 * 24)
+    roles = ("q", "k", "v", "o", "up", "down")
+
+    def test_an_empty_ffn_equals_a_masked_one(self, view, tokens):
+        """transformers' Conv1D takes no input of width 0: a folder with such a layer could not run."""
+        with pytest.raises(ParameterError, match=r"layers\.0\.ffn.*at least one channel"):
+            slice_unit(view, 1, torch.tensor([], dtype=torch.long))
+
+
 class TestPhi(FamilySuite):
     case = "phi"
     granules = (6, 20)
@@ -297,7 +361,7 @@ class TestOpt350m(TestOpt):
 
 
 def test_every_row_has_a_suite():
-    cases = {sub.case for base in (FamilySuite, TestOpt) for sub in base.__subclasses__()}
+    cases = {sub.case for base in (FamilySuite, TestOpt, TestGptNeox) for sub in base.__subclasses__()}
     assert cases == set(CONFIGS)
     assert {CONFIGS[case]().model_type for case in cases} == set(FAMILIES)
 

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ffprune.core.errors import UnsupportedArchitecture
 
 if TYPE_CHECKING:  # `import ffprune` reads this table and must stay fast
     from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """One linear of a family that does what others do by several, or whose weight is stored transposed.
+
+    Attributes:
+        path: inside a layer.
+        roles: whose rows it has, in this order.
+        by_head: rows alternate head by head (q, k and v of the first head, then of the second), not role by role.
+        transposed: the weight is [in, out] (GPT-2's Conv1D).
+    """
+
+    path: str
+    roles: tuple[str, ...]
+    by_head: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,12 +49,14 @@ class Family:
         ffn_output: path inside a layer of the FFN's last linear, role ``down``.
         heads: config attribute with the number of query heads.
         kv_heads: config attribute with the number of key/value heads (``heads`` again without GQA).
-        ffn_width: config attribute with the number of FFN channels.
-        heads_attribute: attribute of the attention module that its forward reads as the number of query
-            heads; None where the forward infers it from the projections.
-        ratio_attribute: attribute of the attention module with query heads per key/value head; None
-            without GQA.
+        ffn_width: config attribute with the number of FFN channels; its value None means four times the hidden width.
+        attributes: attribute of the attention module that its forward reads -> ``heads`` (query heads), ``groups``
+            (key/value heads), ``ratio`` (the first by the second) or ``width`` (of all query heads). After ``config.``
+            it is an attribute of the module's config.
         marks: config attributes that give the layout away, used to name the nearest row in refusals.
+        head_dim: attribute of the attention module with the width of a head.
+        fused: linears that are taken apart (:mod:`ffprune.models.fused`); the paths of their roles end in the role.
+        stored_as: tensor -> its name in the family's files, where that is another.
     """
 
     model_type: str
@@ -52,9 +71,11 @@ class Family:
     heads: str
     kv_heads: str
     ffn_width: str
-    heads_attribute: str | None
-    ratio_attribute: str | None
+    attributes: Mapping[str, str]
     marks: tuple[str, ...]
+    head_dim: str = "head_dim"
+    fused: tuple[Fusion, ...] = ()
+    stored_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> dict[str, str]:
@@ -67,10 +88,23 @@ class Family:
         }
 
     @property
+    def needs_channels(self) -> bool:
+        """Whether transformers cannot run its FFN without any channel: a Conv1D takes no empty input."""
+        return any(fusion.transposed and fusion.roles == ("down",) for fusion in self.fused)
+
+    @property
     def layout(self) -> dict[str, Any]:
         """The row as :mod:`ffprune.models.modeling_pruned` reads it: plain values, fit to be written into a file."""
-        names = ("layers", "attention", "paths", "heads", "kv_heads", "ffn_width", "heads_attribute", "ratio_attribute")
-        return {name: getattr(self, name) for name in names}
+        linears: dict[str, Any] = {}
+        for role, path in self.paths.items():
+            fusion = next((f for f in self.fused if role in f.roles), Fusion(path, (role,)))
+            linears[fusion.path] = {
+                "roles": fusion.roles,
+                "by_head": fusion.by_head,
+                "transposed": fusion.transposed,
+            }
+        names = ("layers", "attention", "heads", "kv_heads", "ffn_width", "head_dim", "attributes")
+        return {**{name: getattr(self, name) for name in names}, "linears": linears}
 
 
 def _llama_layout(model_type: str, architecture: str, package: str | None = None) -> Family:
@@ -87,8 +121,7 @@ def _llama_layout(model_type: str, architecture: str, package: str | None = None
         heads="num_attention_heads",
         kv_heads="num_key_value_heads",
         ffn_width="intermediate_size",
-        heads_attribute=None,
-        ratio_attribute="num_key_value_groups",
+        attributes={"num_key_value_groups": "ratio"},
         marks=("num_key_value_heads", "rms_norm_eps", "hidden_act", "intermediate_size"),
     )
 
@@ -115,6 +148,59 @@ _ROWS = (
         ffn_output="mlp.fc2",
         marks=("num_key_value_heads", "qk_layernorm", "resid_pdrop", "layer_norm_eps"),
     ),
+    replace(
+        _llama_layout("phi3", "Phi3ForCausalLM"),
+        attention_inputs={role: f"self_attn.qkv_proj.{role}" for role in "qkv"},
+        ffn_inputs={"gate": "mlp.gate_up_proj.gate", "up": "mlp.gate_up_proj.up"},
+        attributes={
+            "num_key_value_groups": "ratio",
+            "num_key_value_heads": "groups",
+            "config.num_attention_heads": "heads",
+        },
+        marks=("num_key_value_heads", "rms_norm_eps", "hidden_act", "original_max_position_embeddings"),
+        fused=(Fusion("self_attn.qkv_proj", ("q", "k", "v")), Fusion("mlp.gate_up_proj", ("gate", "up"))),
+    ),
+    Family(
+        model_type="gpt_neox",
+        architecture="GPTNeoXForCausalLM",
+        package="gpt_neox",
+        layers="gpt_neox.layers",
+        attention="attention",
+        attention_inputs={role: f"attention.query_key_value.{role}" for role in "qkv"},
+        attention_output="attention.dense",
+        ffn_inputs={"up": "mlp.dense_h_to_4h"},
+        ffn_output="mlp.dense_4h_to_h",
+        heads="num_attention_heads",
+        kv_heads="num_attention_heads",
+        ffn_width="intermediate_size",
+        attributes={},
+        marks=("use_parallel_residual", "rotary_pct", "classifier_dropout", "layer_norm_eps"),
+        head_dim="head_size",
+        fused=(Fusion("attention.query_key_value", ("q", "k", "v"), by_head=True),),
+        stored_as={"lm_head.weight": "embed_out.weight"},
+    ),
+    Family(
+        model_type="gpt2",
+        architecture="GPT2LMHeadModel",
+        package="gpt2",
+        layers="transformer.h",
+        attention="attn",
+        attention_inputs={role: f"attn.c_attn.{role}" for role in "qkv"},
+        attention_output="attn.c_proj.o",
+        ffn_inputs={"up": "mlp.c_fc.up"},
+        ffn_output="mlp.c_proj.down",
+        heads="n_head",
+        kv_heads="n_head",
+        ffn_width="n_inner",
+        attributes={"num_heads": "heads", "split_size": "width"},
+        marks=("n_embd", "n_head", "n_layer", "n_inner"),
+        fused=(
+            Fusion("attn.c_attn", ("q", "k", "v"), transposed=True),
+            Fusion("attn.c_proj", ("o",), transposed=True),
+            Fusion("mlp.c_fc", ("up",), transposed=True),
+            Fusion("mlp.c_proj", ("down",), transposed=True),
+        ),
+    ),
     Family(
         model_type="opt",
         architecture="OPTForCausalLM",
@@ -128,8 +214,7 @@ _ROWS = (
         heads="num_attention_heads",
         kv_heads="num_attention_heads",
         ffn_width="ffn_dim",
-        heads_attribute="num_heads",
-        ratio_attribute=None,
+        attributes={"num_heads": "heads"},
         marks=("ffn_dim", "do_layer_norm_before", "word_embed_proj_dim", "activation_function"),
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, UnsafeFile
+from ffprune.models.families import Family
 
 
 class CorruptModel(FfpruneError):
@@ -124,6 +126,7 @@ def fill(
     files: list[Path],
     dtype: torch.dtype,
     devices: dict[str, torch.device],
+    family: Family,
     resting: str | None = None,
 ) -> None:
     """Read every tensor of a model on the meta device, in place.
@@ -136,12 +139,13 @@ def fill(
         files: safetensors files.
         dtype: for floating-point tensors.
         devices: as :func:`placement` gives them.
+        family: of the model.
         resting: module whose tensors stay mapped in their files, on the CPU and as they are stored; None for none.
 
     Raises:
         CorruptModel: a file is damaged, or a tensor is missing, unexpected or of another shape.
     """
-    wanted = _Wanted(model)
+    wanted = _Wanted(model, family)
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -179,8 +183,10 @@ def _compute_buffers(model: PreTrainedModel, devices: dict[str, torch.device]) -
 class _Wanted:
     """The tensors a model needs, each by the first of its names in the state dict, and which have come."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
         self.model = model
+        self.renamed = {stored: name for name, stored in family.stored_as.items()}
+        self.needless = tuple(model._keys_to_ignore_on_load_unexpected or ())
         first: dict[int, str] = {}
         self.aliases: dict[str, list[str]] = {}
         self.canonical: dict[str, str] = {}
@@ -194,12 +200,12 @@ class _Wanted:
 
     def name_of(self, key: str, file: Path) -> str | None:
         """The canonical name of a tensor in a file; None for one that is not needed (again)."""
-        # OPT checkpoints of the bare decoder lack the causal-LM model's prefix.
+        # OPT and GPT-2 checkpoints of the bare decoder lack the causal-LM model's prefix.
         prefixed = f"{self.model.base_model_prefix}.{key}"
-        name = self.canonical.get(key) or self.canonical.get(prefixed)
+        name = self.canonical.get(self.renamed.get(key, key)) or self.canonical.get(prefixed)
         if name is None:
-            # Old Llama checkpoints store rotary frequencies, which follow from the config.
-            if key.endswith("rotary_emb.inv_freq"):
+            # Old Llama checkpoints store rotary frequencies, old GPT ones masks: they follow from the config.
+            if any(re.search(needless, key) for needless in (r"rotary_emb\.inv_freq$", *self.needless)):
                 return None
             raise CorruptModel(
                 f"{file} has a tensor {key!r}",
