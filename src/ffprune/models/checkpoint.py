@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from ffprune.core.errors import DiskFull, MissingInput, ParameterError, UnsafeFile
+from ffprune.models import baichuan
 from ffprune.models.families import family_named, family_of
 from ffprune.models.fused import Parts
 from ffprune.models.layer_config import (
@@ -189,13 +190,13 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     Raises:
         MissingInput, CorruptModel: no folder with a readable config.
     """
-    dtype = _read_config(Path(path), trust_remote_code=False).dtype
+    dtype = read_config(Path(path), trust_remote_code=False).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     """The model of a folder on the meta device, every layer in its own shape."""
-    config = _read_config(path, trust_remote_code)
+    config = read_config(path, trust_remote_code)
     with quiet_transformers():
         family = family_of(config)
         shapes = read_layer_config(config, family)
@@ -259,7 +260,12 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+def read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a model folder, as transformers knows it; of Baichuan-7B, that of the Llama that it is.
+
+    Raises:
+        MissingInput, UnsafeFile, UnsupportedArchitecture, CorruptModel: see :func:`load_model`.
+    """
     file = path / "config.json"
     if not file.is_file():
         raise MissingInput(
@@ -271,6 +277,11 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _bad_config(file, error) from error
+    if raw.get("model_type") == baichuan.MODEL_TYPE:
+        try:
+            return baichuan.llama_config(raw)
+        except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+            raise _bad_config(file, error) from error
     family_named(str(raw.get("model_type")), raw)
     foreign = {key for key, value in raw.get("auto_map", {}).items() if not is_ours(value)}
     if {"AutoConfig", "AutoModelForCausalLM"} & foreign and not trust_remote_code:

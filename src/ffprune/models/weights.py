@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, UnsafeFile
+from ffprune.models.baichuan import unpacked
 from ffprune.models.families import Family
 
 
@@ -150,12 +151,13 @@ def fill(
         try:
             with safe_open(file, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                    if name := wanted.name_of(key, file):
-                        wanted.check_shape(name, tensors.get_slice(key).get_shape(), file)
-                        tensor = tensors.get_tensor(key)
-                        kind = dtype if tensor.is_floating_point() else tensor.dtype
-                        rests = resting is not None and _covers(resting, name)
-                        wanted.put(name, tensor if rests else tensor.to(_device_of(name, devices), kind))
+                    for part in unpacked(key, tensors.get_slice(key).get_shape()):
+                        if name := wanted.name_of(part.name, file):
+                            wanted.check_shape(name, part.shape, file)
+                            tensor = tensors.get_tensor(key)[part.rows]
+                            kind = dtype if tensor.is_floating_point() else tensor.dtype
+                            rests = resting is not None and _covers(resting, name)
+                            wanted.put(name, tensor if rests else tensor.to(_device_of(name, devices), kind))
         except SafetensorError as error:
             raise CorruptModel(
                 f"{file} cannot be read: {error}",
