@@ -30,6 +30,11 @@ def pruned(base: type[nn.Module], layout: Mapping[str, Any]) -> type[nn.Module]:
             super().__init__(config, *args, **kwargs)
             narrow(self, widths(config, layout), layout)
 
+        @classmethod
+        def is_custom_code(cls) -> bool:
+            """No: tensors are those of transformers' class, whose renamings of older files must hold here too."""
+            return False
+
     # The name says what the model computes; config.json's "architectures" is read by other tools.
     Pruned.__name__ = Pruned.__qualname__ = base.__name__
     return Pruned
