@@ -13,6 +13,7 @@ from ffprune.compress.cut import cut
 from ffprune.compress.follow import follow
 from ffprune.core.errors import UnsupportedArchitecture
 from ffprune.core.units import Allocation
+from ffprune.export.inspection import inspect
 from ffprune.models.blocks import dense_grams
 from ffprune.models.checkpoint import load_model, save_model
 from ffprune.models.families import FAMILIES
@@ -144,6 +145,7 @@ def test_gpt2_need_not_write_its_ffn_width_down(tokens, tmp_path) -> None:
     save_model(model, None, tmp_path / "dense")
     config = load_model(tmp_path / "dense").config
     assert not config.is_heterogeneous
+    assert [row.channels for row in inspect(tmp_path / "dense").layers] == [(96, 96)] * 3
     assert {shape.channels for shape in read_layer_config(config, view.family)} == {96}
     slice_model(view, [torch.arange(5 if i == 1 else unit.granules) for i, unit in enumerate(view.units)])
     save_model(model, None, tmp_path / "pruned")

@@ -38,7 +38,7 @@ from ffprune.models.layer_config import (
     write_layer_config,
     write_shapes,
 )
-from ffprune.models.modeling_pruned import narrow
+from ffprune.models.modeling_pruned import channels, narrow
 from ffprune.models.onload import Onload
 from ffprune.models.pretrained import is_ours, name_code, write_code
 from ffprune.models.view import ModelView
@@ -202,6 +202,7 @@ def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) ->
         shapes = read_layer_config(config, family)
         # transformers builds all layers from the global values, which a heterogeneous config hides.
         config.per_layer_config = None
+        setattr(config, family.ffn_width, channels(config, family.ffn_width))  # GPT-2 may leave it unsaid
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # of a library
                 config, dtype=dtype, trust_remote_code=trust_remote_code
