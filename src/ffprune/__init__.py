@@ -37,5 +37,5 @@ def _teach(family: Family, module: ModuleType) -> None:
 # transformers' classes build pruned models once ffprune is imported, whichever of the two comes first.
 for _family in FAMILIES.values():
     register_post_import_hook(
-        partial(_teach, _family), f"transformers.models.{_family.model_type}.modeling_{_family.model_type}"
+        partial(_teach, _family), f"transformers.models.{_family.package}.modeling_{_family.package}"
     )

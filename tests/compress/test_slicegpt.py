@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from ffprune.compress.sliced_layer import SlicedRMSNorm
@@ -48,6 +50,7 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama_mha": lambda: llama(kv_heads=4),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=8)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED, head_dim=6)),
     "opt": opt,
     "opt_plain_norms": lambda: opt_with(layer_norm_elementwise_affine=False),
     "opt_no_biases": lambda: opt_with(enable_bias=False),

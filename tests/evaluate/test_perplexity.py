@@ -8,10 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from ffprune.core.errors import NonFiniteLoss, ParameterError, UnsupportedArchitecture
-from ffprune.evaluate.logits import assert_head_is_plain
+from ffprune.evaluate.logits import assert_head_is_known
 from ffprune.evaluate.perplexity import perplexity, summarise, token_nll
 from tests.tiny import VOCAB, llama, spread
 
@@ -93,29 +100,43 @@ def test_dropout_is_off(windows: Tensor, model: PreTrainedModel) -> None:
     assert torch.equal(token_nll(model, windows, 5), token_nll(model, windows, 5))
 
 
-def test_scaled_logits_are_refused() -> None:
-    config = GraniteConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        logits_scaling=1.01,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    model = spread(GraniteForCausalLM(config))
-    with pytest.raises(UnsupportedArchitecture, match="GraniteForCausalLM"):
-        assert_head_is_plain(model)
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GraniteConfig(**SIZES, logits_scaling=1.7), Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=1.5)],
+    ids=["scaled", "soft-capped"],
+)
+def test_last_steps_behind_the_head_count(config: PretrainedConfig, windows: Tensor) -> None:
+    model = spread(AutoModelForCausalLM.from_config(config))
+    assert_head_is_known(model.to(torch.bfloat16))
+    model = spread(AutoModelForCausalLM.from_config(config))
+    fast = token_nll(model, windows, 2, head_rows=7)
+    torch.testing.assert_close(fast.double(), slow_nll(model, windows), rtol=0, atol=1e-5)
+
+
+def test_an_unknown_last_step_is_refused() -> None:
+    model = spread(AutoModelForCausalLM.from_config(CohereConfig(**SIZES, logit_scale=1.01)))
+    with pytest.raises(UnsupportedArchitecture, match="CohereForCausalLM"):
+        assert_head_is_known(model)
     with pytest.raises(UnsupportedArchitecture):
         token_nll(model, torch.zeros(1, 4, dtype=torch.long), 1)
 
 
 def test_plain_heads_pass(model: PreTrainedModel) -> None:
-    assert_head_is_plain(model)
-    assert_head_is_plain(model.to(torch.bfloat16))
+    assert_head_is_known(model)
+    assert_head_is_known(model.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(("shape", "batch", "rows"), [((0, 4), 1, 1), ((2, 1), 1, 1), ((2, 4), 0, 1), ((2, 4), 1, 0)])

@@ -12,13 +12,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
+    PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+    Starcoder2Config,
 )
 
 from ffprune.models.checkpoint import save_model
@@ -35,6 +45,17 @@ LLAMA = {
     "num_attention_heads": 6,
     "num_key_value_heads": 3,
     "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+NEOX = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
+GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": 24,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": 64,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": None,
@@ -58,6 +79,23 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "mistral": lambda: MistralConfig(**LLAMA, sliding_window=8),
     "qwen2": lambda: Qwen2Config(**LLAMA, tie_word_embeddings=True),
+    "qwen3": lambda: Qwen3Config(**LLAMA, head_dim=8, tie_word_embeddings=False),
+    "gemma2": lambda: Gemma2Config(
+        **LLAMA, head_dim=8, sliding_window=8, attn_logit_softcapping=1.0, final_logit_softcapping=2.0
+    ),
+    "gemma3_text": lambda: Gemma3TextConfig(
+        **LLAMA, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "granite": lambda: GraniteConfig(
+        **LLAMA, embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.4
+    ),
+    "smollm3": lambda: SmolLM3Config(**LLAMA, no_rope_layers=[1, 0, 1], tie_word_embeddings=True),
+    "starcoder2": lambda: Starcoder2Config(**LLAMA, sliding_window=8),
+    "phi3": lambda: Phi3Config(**LLAMA, sliding_window=8),
+    "gpt_neox": lambda: GPTNeoXConfig(**NEOX),
+    "gpt_neox_serial": lambda: GPTNeoXConfig(**NEOX, use_parallel_residual=False, tie_word_embeddings=True),
+    "gpt2": lambda: GPT2Config(**GPT2, n_inner=20),
+    "phi": lambda: PhiConfig(**{**LLAMA, "num_key_value_heads": 6}, partial_rotary_factor=0.5),
     "opt": lambda: OPTConfig(**OPT),
     "opt_350m": lambda: OPTConfig(**OPT, do_layer_norm_before=False, word_embed_proj_dim=16),
 }

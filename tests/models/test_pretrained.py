@@ -101,7 +101,7 @@ def test_half_precision_and_device_map(pair, tokens) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(pair.folder, dtype=torch.bfloat16, device_map="cpu")
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     mine, other = loaded(tokens).logits.float(), pair.masked.to(torch.bfloat16)(tokens).logits.float()
-    assert (mine - other).abs().max() < 0.05 * other.abs().max()
+    assert (mine - other).norm() < 0.05 * other.norm()
 
 
 def test_saved_again_it_is_the_same_folder(pair, tokens, tmp_path) -> None:
@@ -118,9 +118,10 @@ def test_saved_again_it_is_the_same_folder(pair, tokens, tmp_path) -> None:
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # read by peft
 def test_adapters_are_trained_on_top(pair, tokens, tmp_path) -> None:
     torch.manual_seed(0)
-    names = {path.rpartition(".")[2] for path in ModelView(pair.masked).family.paths.values()}
+    names = {path.rpartition(".")[2] for path in ModelView(pair.masked).family.layout["linears"]}
     # Widths differ from layer to layer, and LoRA takes each as it is.
-    adapted = get_peft_model(pair.loaded, LoraConfig(r=2, target_modules=sorted(names), task_type="CAUSAL_LM"))
+    settings = {"task_type": "CAUSAL_LM", "fan_in_fan_out": pair.masked.config.model_type == "gpt2"}
+    adapted = get_peft_model(pair.loaded, LoraConfig(r=2, target_modules=sorted(names), **settings))
     same(adapted(input_ids=tokens).logits, pair.masked(tokens).logits)
     adapted(input_ids=tokens, labels=tokens).loss.backward()
     gradients = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}

@@ -47,6 +47,7 @@ LAYOUTS: dict[str, Layout] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
     "opt": Layout(
         embeddings=("model.decoder.embed_tokens", "model.decoder.embed_positions"),
         attention_norm="self_attn_layer_norm",

@@ -15,7 +15,13 @@ from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 Reduce = Callable[[Tensor, Tensor, int], Tensor | tuple[Tensor, ...]]
 """(logits [rows, vocabulary] in the model's dtype, labels [rows], first row of these) -> [rows] float32, or several."""
 
-_PLAIN: WeakSet[nn.Module] = WeakSet()  # models whose head was checked
+_KNOWN: WeakSet[nn.Module] = WeakSet()  # models whose logits were checked
+
+#: What families do to the LM head's output: setting of the config -> (logits, its value) -> logits.
+_LAST_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logits_scaling": lambda logits, scale: logits / scale,  # Granite
+    "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,  # Gemma 2
+}
 
 
 def reduce_logits(
@@ -43,7 +49,7 @@ def reduce_logits(
 
     Raises:
         ParameterError: windows of a wrong shape, batch_size or head_rows below 1.
-        UnsupportedArchitecture: the logits are not just the head of the decoder's output.
+        UnsupportedArchitecture: the logits are not the head of the decoder's output, scaled or soft-capped.
     """
     if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2 or batch_size < 1 or head_rows < 1:
         raise ParameterError(
@@ -57,7 +63,7 @@ def reduce_logits(
     done = 0
     pieces: list[tuple[Tensor, ...]] = []
     try:
-        assert_head_is_plain(model)
+        assert_head_is_known(model)
         decoder, head = _ends(model)
         assert head is not None  # checked above
         with torch.inference_mode():
@@ -67,7 +73,7 @@ def reduce_logits(
                 rows = hidden.reshape(-1, hidden.shape[-1])
                 labels = batch[:, 1:].reshape(-1)
                 for i in range(0, len(rows), head_rows):
-                    reduced = reduce(head(rows[i : i + head_rows]), labels[i : i + head_rows], done + i)
+                    reduced = reduce(_finish(model, head(rows[i : i + head_rows])), labels[i : i + head_rows], done + i)
                     pieces.append(reduced if isinstance(reduced, tuple) else (reduced,))
                 done += len(rows)
                 if progress is not None:
@@ -78,11 +84,11 @@ def reduce_logits(
     return [torch.cat(column).cpu().view(len(windows), -1).clone() for column in zip(*pieces, strict=True)]
 
 
-def assert_head_is_plain(model: PreTrainedModel) -> None:
-    """Check once per model that its logits are ``head(decoder(x))``, by comparing both on 8 tokens.
+def assert_head_is_known(model: PreTrainedModel) -> None:
+    """Check once per model that its logits are ``head(decoder(x))``, scaled or soft-capped as its config says.
 
-    Scaled or soft-capped logits (Gemma, Granite, Cohere) would otherwise be lost without a sign. OPT-350M's
-    ``project_out`` is inside the decoder and passes.
+    Both are compared on 8 tokens: another last step would otherwise be lost without a sign. OPT-350M's ``project_out``
+    is inside the decoder and passes.
 
     Args:
         model: a causal language model in eval mode.
@@ -90,27 +96,35 @@ def assert_head_is_plain(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedArchitecture: the two differ.
     """
-    if model in _PLAIN:
+    if model in _KNOWN:
         return
     decoder, head = _ends(model)
-    plain = False
+    known = False
     if head is not None and decoder is not model:
         vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
         tokens = (torch.arange(8, device=model.device) * 97 % vocabulary)[None]
         with torch.inference_mode():
             logits = model(input_ids=tokens, use_cache=False).logits
-            ours = head(decoder(input_ids=tokens, use_cache=False).last_hidden_state)
+            ours = _finish(model, head(decoder(input_ids=tokens, use_cache=False).last_hidden_state))
         # The same kernels on the same numbers: two units in the last place are more than enough.
         scale = float(logits.float().nan_to_num(0.0, 0.0, 0.0).abs().max())
         slack = 2 * torch.finfo(logits.dtype).eps * scale
-        plain = torch.allclose(ours.float(), logits.float(), rtol=0.0, atol=slack, equal_nan=True)
-    if not plain:
+        known = torch.allclose(ours.float(), logits.float(), rtol=0.0, atol=slack, equal_nan=True)
+    if not known:
         raise UnsupportedArchitecture(
             f"The logits of {type(model).__name__} are not its LM head applied to its decoder's output",
-            "Perplexity applies the head to a few rows at a time, which loses scaled or soft-capped logits",
-            "Use a model of a supported family, or teach ffprune.evaluate.perplexity this model's last step",
+            f"Perplexity applies the head to a few rows at a time, then what {' and '.join(_LAST_STEPS)} say",
+            "Use a model of a supported family, or add this model's last step to ffprune/evaluate/logits.py",
         )
-    _PLAIN.add(model)
+    _KNOWN.add(model)
+
+
+def _finish(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """The head's output as the model's config wants it."""
+    for setting, step in _LAST_STEPS.items():
+        if (value := getattr(model.config, setting, None)) is not None:
+            logits = step(logits, value)
+    return logits
 
 
 def _ends(model: Any) -> tuple[nn.Module, nn.Module | None]:

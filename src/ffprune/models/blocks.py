@@ -102,8 +102,8 @@ class BlockWalk:
         self.position = 0
         self.batches = [slice(i, min(i + batch_size, len(windows))) for i in range(0, len(windows), batch_size)]
         hidden = []
-        # Batch size -> layer -> keyword arguments: without padding they depend on nothing else.
-        self._arguments: dict[int, list[dict[str, Any]]] = {}
+        # Batch size -> layer -> arguments: without padding they depend on nothing else.
+        self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
         for rows in self.batches:
             entered, arguments = _record(view, windows[rows].to(view.model.device))
             hidden.append(entered.cpu())
@@ -134,14 +134,14 @@ class BlockWalk:
         """
         device = self.arrive()
         rows = self.batches[batch]
-        arguments = self._arguments[rows.stop - rows.start][self.position]
+        arguments, named = self._arguments[rows.stop - rows.start][self.position]
         replaced = {}
         if weights:
             names = {id(module): name for name, module in self.layer.named_modules()}
             linears = self.view.blocks[self.position].linears
             replaced = {f"{names[id(linears[role])]}.weight": weight for role, weight in weights.items()}
         with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
-            output = torch.func.functional_call(self.layer, replaced, (hidden.to(device),), arguments)
+            output = torch.func.functional_call(self.layer, replaced, (hidden.to(device), *arguments), named)
         assert isinstance(output, Tensor)
         return output
 
@@ -272,14 +272,14 @@ class BlockWalk:
             return torch.cat([self.forward(self.hidden[rows], i).cpu() for i, rows in enumerate(self.batches)])
 
 
-def _record(view: ModelView, batch: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
-    """What enters the first layer, and the keyword arguments of every layer, with no layer run."""
+def _record(view: ModelView, batch: Tensor) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """What enters the first layer, and the other arguments of every layer, with no layer run."""
     entered: list[Tensor] = []
-    arguments: list[dict[str, Any]] = []
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def pass_on(hidden: Tensor, **kwargs: Any) -> Tensor:
+    def pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         entered.append(hidden)
-        arguments.append(kwargs)
+        arguments.append((args, kwargs))
         return hidden
 
     layers = [block.layer for block in view.blocks]

@@ -6,8 +6,9 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +28,17 @@ from transformers import (
 )
 
 from ffprune.core.errors import DiskFull, MissingInput, ParameterError, UnsafeFile
+from ffprune.models import baichuan
 from ffprune.models.families import family_named, family_of
-from ffprune.models.layer_config import quiet_transformers, read_layer_config, settle, write_layer_config
-from ffprune.models.modeling_pruned import narrow
+from ffprune.models.fused import Parts
+from ffprune.models.layer_config import (
+    quiet_transformers,
+    read_layer_config,
+    settle,
+    write_layer_config,
+    write_shapes,
+)
+from ffprune.models.modeling_pruned import channels, narrow
 from ffprune.models.onload import Onload
 from ffprune.models.pretrained import is_ours, name_code, write_code
 from ffprune.models.view import ModelView
@@ -66,13 +75,13 @@ def save_model(
     config = _present_config(model, dtype)
     tensors = _tensors(model)
     # What will be written, without its numbers.
-    shapes = {name: torch.empty_like(t, dtype=_format(t, dtype), device="meta") for name, t in tensors.items()}
+    shapes = {name: _as_written(tensor(), dtype) for name, tensor in tensors.items()}
     plan = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_size)
     with _refusing_full_disk(path, sum(t.nbytes for t in shapes.values())), _replacing(path) as folder:
         with quiet_transformers():
             config.save_pretrained(folder)
         for file, names in plan.filename_to_tensors.items():
-            shard = {name: _compact(tensors[name].to(_format(tensors[name], dtype))) for name in names}
+            shard = {name: _compact(tensors[name]().to(shapes[name].dtype)) for name in names}
             save_file(shard, folder / file, metadata={"format": "pt"})
             # safetensors makes its file readable by its owner only; a model is as shareable as its config.
             (folder / file).chmod((folder / "config.json").stat().st_mode)
@@ -134,12 +143,11 @@ def load_model(
     model = _without_weights(path, dtype, trust_remote_code)
     files = weight_files(path)
     with quiet_transformers():
-        view = ModelView(model)
-        devices = placement(model, device, device_map)
-        fill(model, files, dtype, devices, view.family.layers if onload == "block" else None)
-    if onload == "block":
-        # Modules take attributes of any kind; their stubs know tensors and modules alone.
-        model.onload = Onload(model, [block.layer for block in view.blocks])  # type: ignore[assignment]
+        family, devices = family_of(model.config), placement(model, device, device_map)
+        fill(model, files, dtype, devices, family, family.layers if onload == "block" else None)
+        if onload == "block":
+            # Modules take attributes of any kind; their stubs know tensors and modules alone.
+            model.onload = Onload(model, [block.layer for block in ModelView(model).blocks])  # type: ignore[assignment]
     if (path / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(path)
     if len(set(devices.values())) > 1:
@@ -182,18 +190,19 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     Raises:
         MissingInput, CorruptModel: no folder with a readable config.
     """
-    dtype = _read_config(Path(path), trust_remote_code=False).dtype
+    dtype = read_config(Path(path), trust_remote_code=False).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     """The model of a folder on the meta device, every layer in its own shape."""
-    config = _read_config(path, trust_remote_code)
+    config = read_config(path, trust_remote_code)
     with quiet_transformers():
         family = family_of(config)
         shapes = read_layer_config(config, family)
         # transformers builds all layers from the global values, which a heterogeneous config hides.
         config.per_layer_config = None
+        setattr(config, family.ffn_width, channels(config, family.ffn_width))  # GPT-2 may leave it unsaid
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # of a library
                 config, dtype=dtype, trust_remote_code=trust_remote_code
@@ -203,7 +212,7 @@ def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) ->
             narrow(model, shapes, family.layout)
         except ValueError as error:
             raise _bad_config(path / "config.json", error) from error
-        write_layer_config(model.config, ModelView(model))
+        write_shapes(model.config, family, shapes)
     return model
 
 
@@ -219,19 +228,31 @@ def _present_config(model: PreTrainedModel, dtype: torch.dtype) -> PretrainedCon
     return config
 
 
-def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What goes to disk, as it is in memory: parameters and persistent buffers, tied ones once."""
+def _tensors(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
+    """What goes to disk, made when asked for: parameters and persistent buffers, tied ones once, by the family's names.
+
+    Only what is put together from parts is a copy.
+    """
     seen: set[int] = set()
-    tensors = {}
+    tensors: dict[str, Callable[[], Tensor]] = {}
+    fused = {path: module for path, module in model.named_modules() if isinstance(module, Parts)}
+    names = family_of(model.config).stored_as
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        owner, _, kind = name.rpartition(".")
+        whole = owner.rpartition(".")[0]
+        if whole in fused:
+            tensors[f"{whole}.{kind}"] = partial(fused[whole].joined, kind)
+        else:
+            tensors[names.get(name, name)] = tensor.detach
     return tensors
 
 
-def _format(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    return dtype if tensor.is_floating_point() else tensor.dtype
+def _as_written(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Shape and number format of a tensor in a file, without its numbers."""
+    return torch.empty_like(tensor, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device="meta")
 
 
 def _compact(tensor: Tensor) -> Tensor:
@@ -240,7 +261,12 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+def read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a model folder, as transformers knows it; of Baichuan-7B, that of the Llama that it is.
+
+    Raises:
+        MissingInput, UnsafeFile, UnsupportedArchitecture, CorruptModel: see :func:`load_model`.
+    """
     file = path / "config.json"
     if not file.is_file():
         raise MissingInput(
@@ -252,6 +278,11 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _bad_config(file, error) from error
+    if raw.get("model_type") == baichuan.MODEL_TYPE:
+        try:
+            return baichuan.llama_config(raw)
+        except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+            raise _bad_config(file, error) from error
     family_named(str(raw.get("model_type")), raw)
     foreign = {key for key, value in raw.get("auto_map", {}).items() if not is_ours(value)}
     if {"AutoConfig", "AutoModelForCausalLM"} & foreign and not trust_remote_code:

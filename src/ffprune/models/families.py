@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ffprune.core.errors import UnsupportedArchitecture
 
 if TYPE_CHECKING:  # `import ffprune` reads this table and must stay fast
     from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """One linear of a family that does what others do by several, or whose weight is stored transposed.
+
+    Attributes:
+        path: inside a layer.
+        roles: whose rows it has, in this order.
+        by_head: rows alternate head by head (q, k and v of the first head, then of the second), not role by role.
+        transposed: the weight is [in, out] (GPT-2's Conv1D).
+    """
+
+    path: str
+    roles: tuple[str, ...]
+    by_head: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -22,6 +39,7 @@ class Family:
     Attributes:
         model_type: the ``model_type`` of the family's config in transformers.
         architecture: transformers' class of its causal language model.
+        package: folder of the family's code in ``transformers.models``.
         layers: dotted path from the causal-LM model to its list of decoder layers.
         attention: path of the attention module inside a layer.
         attention_inputs: role -> path inside a layer of the linears that lose output rows (q, k, v).
@@ -31,16 +49,19 @@ class Family:
         ffn_output: path inside a layer of the FFN's last linear, role ``down``.
         heads: config attribute with the number of query heads.
         kv_heads: config attribute with the number of key/value heads (``heads`` again without GQA).
-        ffn_width: config attribute with the number of FFN channels.
-        heads_attribute: attribute of the attention module that its forward reads as the number of query
-            heads; None where the forward infers it from the projections.
-        ratio_attribute: attribute of the attention module with query heads per key/value head; None
-            without GQA.
+        ffn_width: config attribute with the number of FFN channels; its value None means four times the hidden width.
+        attributes: attribute of the attention module that its forward reads -> ``heads`` (query heads), ``groups``
+            (key/value heads), ``ratio`` (the first by the second) or ``width`` (of all query heads). After ``config.``
+            it is an attribute of the module's config.
         marks: config attributes that give the layout away, used to name the nearest row in refusals.
+        head_dim: attribute of the attention module with the width of a head.
+        fused: linears that are taken apart (:mod:`ffprune.models.fused`); the paths of their roles end in the role.
+        stored_as: tensor -> its name in the family's files, where that is another.
     """
 
     model_type: str
     architecture: str
+    package: str
     layers: str
     attention: str
     attention_inputs: Mapping[str, str]
@@ -50,9 +71,11 @@ class Family:
     heads: str
     kv_heads: str
     ffn_width: str
-    heads_attribute: str | None
-    ratio_attribute: str | None
+    attributes: Mapping[str, str]
     marks: tuple[str, ...]
+    head_dim: str = "head_dim"
+    fused: tuple[Fusion, ...] = ()
+    stored_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> dict[str, str]:
@@ -65,16 +88,30 @@ class Family:
         }
 
     @property
+    def needs_channels(self) -> bool:
+        """Whether transformers cannot run its FFN without any channel: a Conv1D takes no empty input."""
+        return any(fusion.transposed and fusion.roles == ("down",) for fusion in self.fused)
+
+    @property
     def layout(self) -> dict[str, Any]:
         """The row as :mod:`ffprune.models.modeling_pruned` reads it: plain values, fit to be written into a file."""
-        names = ("layers", "attention", "paths", "heads", "kv_heads", "ffn_width", "heads_attribute", "ratio_attribute")
-        return {name: getattr(self, name) for name in names}
+        linears: dict[str, Any] = {}
+        for role, path in self.paths.items():
+            fusion = next((f for f in self.fused if role in f.roles), Fusion(path, (role,)))
+            linears[fusion.path] = {
+                "roles": fusion.roles,
+                "by_head": fusion.by_head,
+                "transposed": fusion.transposed,
+            }
+        names = ("layers", "attention", "heads", "kv_heads", "ffn_width", "head_dim", "attributes")
+        return {**{name: getattr(self, name) for name in names}, "linears": linears}
 
 
-def _llama_layout(model_type: str, architecture: str) -> Family:
+def _llama_layout(model_type: str, architecture: str, package: str | None = None) -> Family:
     return Family(
         model_type=model_type,
         architecture=architecture,
+        package=package or model_type,
         layers="model.layers",
         attention="self_attn",
         attention_inputs={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
@@ -84,8 +121,7 @@ def _llama_layout(model_type: str, architecture: str) -> Family:
         heads="num_attention_heads",
         kv_heads="num_key_value_heads",
         ffn_width="intermediate_size",
-        heads_attribute=None,
-        ratio_attribute="num_key_value_groups",
+        attributes={"num_key_value_groups": "ratio"},
         marks=("num_key_value_heads", "rms_norm_eps", "hidden_act", "intermediate_size"),
     )
 
@@ -94,9 +130,81 @@ _ROWS = (
     _llama_layout("llama", "LlamaForCausalLM"),
     _llama_layout("mistral", "MistralForCausalLM"),
     _llama_layout("qwen2", "Qwen2ForCausalLM"),
+    _llama_layout("qwen3", "Qwen3ForCausalLM"),
+    _llama_layout("gemma2", "Gemma2ForCausalLM"),
+    _llama_layout("gemma3_text", "Gemma3ForCausalLM", "gemma3"),
+    _llama_layout("granite", "GraniteForCausalLM"),
+    _llama_layout("smollm3", "SmolLM3ForCausalLM"),
+    replace(
+        _llama_layout("starcoder2", "Starcoder2ForCausalLM"),
+        ffn_inputs={"up": "mlp.c_fc"},
+        ffn_output="mlp.c_proj",
+        marks=("num_key_value_heads", "norm_epsilon", "use_bias", "residual_dropout"),
+    ),
+    replace(
+        _llama_layout("phi", "PhiForCausalLM"),
+        attention_output="self_attn.dense",
+        ffn_inputs={"up": "mlp.fc1"},
+        ffn_output="mlp.fc2",
+        marks=("num_key_value_heads", "qk_layernorm", "resid_pdrop", "layer_norm_eps"),
+    ),
+    replace(
+        _llama_layout("phi3", "Phi3ForCausalLM"),
+        attention_inputs={role: f"self_attn.qkv_proj.{role}" for role in "qkv"},
+        ffn_inputs={"gate": "mlp.gate_up_proj.gate", "up": "mlp.gate_up_proj.up"},
+        attributes={
+            "num_key_value_groups": "ratio",
+            "num_key_value_heads": "groups",
+            "config.num_attention_heads": "heads",
+        },
+        marks=("num_key_value_heads", "rms_norm_eps", "hidden_act", "original_max_position_embeddings"),
+        fused=(Fusion("self_attn.qkv_proj", ("q", "k", "v")), Fusion("mlp.gate_up_proj", ("gate", "up"))),
+    ),
+    Family(
+        model_type="gpt_neox",
+        architecture="GPTNeoXForCausalLM",
+        package="gpt_neox",
+        layers="gpt_neox.layers",
+        attention="attention",
+        attention_inputs={role: f"attention.query_key_value.{role}" for role in "qkv"},
+        attention_output="attention.dense",
+        ffn_inputs={"up": "mlp.dense_h_to_4h"},
+        ffn_output="mlp.dense_4h_to_h",
+        heads="num_attention_heads",
+        kv_heads="num_attention_heads",
+        ffn_width="intermediate_size",
+        attributes={},
+        marks=("use_parallel_residual", "rotary_pct", "classifier_dropout", "layer_norm_eps"),
+        head_dim="head_size",
+        fused=(Fusion("attention.query_key_value", ("q", "k", "v"), by_head=True),),
+        stored_as={"lm_head.weight": "embed_out.weight"},
+    ),
+    Family(
+        model_type="gpt2",
+        architecture="GPT2LMHeadModel",
+        package="gpt2",
+        layers="transformer.h",
+        attention="attn",
+        attention_inputs={role: f"attn.c_attn.{role}" for role in "qkv"},
+        attention_output="attn.c_proj.o",
+        ffn_inputs={"up": "mlp.c_fc.up"},
+        ffn_output="mlp.c_proj.down",
+        heads="n_head",
+        kv_heads="n_head",
+        ffn_width="n_inner",
+        attributes={"num_heads": "heads", "split_size": "width"},
+        marks=("n_embd", "n_head", "n_layer", "n_inner"),
+        fused=(
+            Fusion("attn.c_attn", ("q", "k", "v"), transposed=True),
+            Fusion("attn.c_proj", ("o",), transposed=True),
+            Fusion("mlp.c_fc", ("up",), transposed=True),
+            Fusion("mlp.c_proj", ("down",), transposed=True),
+        ),
+    ),
     Family(
         model_type="opt",
         architecture="OPTForCausalLM",
+        package="opt",
         layers="model.decoder.layers",
         attention="self_attn",
         attention_inputs={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
@@ -106,11 +214,23 @@ _ROWS = (
         heads="num_attention_heads",
         kv_heads="num_attention_heads",
         ffn_width="ffn_dim",
-        heads_attribute="num_heads",
-        ratio_attribute=None,
+        attributes={"num_heads": "heads"},
         marks=("ffn_dim", "do_layer_norm_before", "word_embed_proj_dim", "activation_function"),
     ),
 )
+
+#: Setting of a config -> what a model that has it does, which no row can say yet.
+_OBSTACLES: dict[str, str] = {
+    **dict.fromkeys(
+        ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+        "its FFN is a mixture of experts, which are not linears of their own, and a layer's units are one attention "
+        "and one FFN",
+    ),
+    "kv_lora_rank": "keys and values come from a common latent vector, not from heads of their own",
+    "mamba_d_state": "some of its layers are no attention",
+    "multi_query": "its query, key and value projections are one linear",
+    "text_config": "the language model is a part of a larger one",
+}
 
 #: The supported families by transformers ``model_type``.
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
@@ -126,7 +246,7 @@ def family_of(config: PretrainedConfig) -> Family:
         The row for ``config.model_type``.
 
     Raises:
-        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row.
+        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row, and what stands in the way.
     """
     return family_named(config.model_type, config.to_dict())
 
@@ -142,12 +262,14 @@ def family_named(model_type: str, keys: Iterable[str]) -> Family:
         The row for ``model_type``.
 
     Raises:
-        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row.
+        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row, and what stands in the way.
     """
     if model_type not in FAMILIES:
+        names = set(keys)
+        missing = next((why for setting, why in _OBSTACLES.items() if setting in names), None)
         raise UnsupportedArchitecture(
-            f"The model is of type {model_type!r}, which ffprune has no row for",
-            f"Supported types are {', '.join(FAMILIES)}; the nearest is {_nearest(model_type, set(keys)).model_type!r}",
+            f"The model is of type {model_type!r}, which ffprune has no row for" + (f": {missing}" if missing else ""),
+            f"Supported types are {', '.join(FAMILIES)}; the nearest is {_nearest(model_type, names).model_type!r}",
             "Choose a model of a supported type, or, if its layers are laid out like the nearest one's, "
             "add a row to FAMILIES in ffprune/models/families.py and run the family suite in tests/models",
         )

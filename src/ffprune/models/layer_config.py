@@ -8,14 +8,14 @@ but builds every layer from the global values, hence :mod:`ffprune.models.modeli
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
 from ffprune.models.families import Family
-from ffprune.models.modeling_pruned import widths
+from ffprune.models.modeling_pruned import channels, widths
 from ffprune.models.view import ModelView
 
 
@@ -43,17 +43,23 @@ def write_layer_config(config: PretrainedConfig, view: ModelView) -> None:
 
     It ends up without ``per_layer_config`` when all layers have the global shape.
     """
-    family = view.family
+    shapes = [LayerShape(block.groups * block.heads_per_group, block.groups, block.channels) for block in view.blocks]
+    write_shapes(config, view.family, shapes)
+
+
+def write_shapes(config: PretrainedConfig, family: Family, shapes: Sequence[LayerShape]) -> None:
+    """:func:`write_layer_config` for shapes that are known without a view."""
     config.per_layer_config = None
+    usual = {
+        family.kv_heads: getattr(config, family.kv_heads),
+        family.heads: getattr(config, family.heads),
+        family.ffn_width: channels(config, family.ffn_width),
+    }
     overrides: dict[int | str, dict[str, Any]] = {}
-    for block in view.blocks:
-        present = {
-            family.kv_heads: block.groups,
-            family.heads: block.groups * block.heads_per_group,
-            family.ffn_width: block.channels,
-        }
-        if changed := {name: value for name, value in present.items() if value != getattr(config, name)}:
-            overrides[block.index] = changed
+    for index, shape in enumerate(shapes):
+        present = {family.kv_heads: shape.groups, family.heads: shape.heads, family.ffn_width: shape.channels}
+        if changed := {name: value for name, value in present.items() if value != usual[name]}:
+            overrides[index] = changed
     # Without this permission transformers cannot even validate, hence neither save nor load, such a config.
     config.allow_global_per_layer_attribute_access = bool(overrides)
     if overrides:

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ffprune.models import modeling_pruned
 from ffprune.models.families import Family, family_of
+from ffprune.models.fused import put_together
 
 CODE_FILE = "modeling_pruned.py"
 _AUTO_CLASS = "AutoModelForCausalLM"
@@ -65,7 +66,7 @@ def teach(family: Family, module: ModuleType) -> None:
 
     Args:
         family: its row.
-        module: ``transformers.models.FAMILY.modeling_FAMILY``, imported.
+        module: ``transformers.models.PACKAGE.modeling_PACKAGE``, imported.
     """
     stock = getattr(module, family.architecture)
     taught = _saving(modeling_pruned.pruned(stock, family.layout))
@@ -81,7 +82,8 @@ def _saving(found: Any) -> type[PreTrainedModel]:
     class Saving(found):  # type: ignore[misc]  # made just before
         def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
             name_code(self.config)
-            saved = super().save_pretrained(save_directory, *args, **kwargs)
+            with put_together(self):
+                saved = super().save_pretrained(save_directory, *args, **kwargs)
             write_code(Path(save_directory), self.config)
             return saved
 

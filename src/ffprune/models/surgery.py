@@ -98,13 +98,14 @@ def set_unit(view: ModelView, unit_index: int, weights: UnitWeights) -> None:
         weights: as :func:`read_unit` gives them, with any number of granules.
 
     Raises:
-        ParameterError: an attention unit without any granule, which transformers cannot run.
+        ParameterError: a unit without any granule that transformers cannot run: attention, and GPT-2's FFN.
     """
-    if weights.granules == 0 and weights.last_role == "o":
+    if weights.granules == 0 and (weights.last_role == "o" or view.family.needs_channels):
+        what, granule = ("Attention", "group") if weights.last_role == "o" else ("This family's FFN", "channel")
         raise ParameterError(
-            f"Asked to remove every key/value group of {view.units[unit_index].name}",
-            "Attention needs at least one group per layer to run in transformers",
-            "Keep at least one group, by a higher lower bound for retention",
+            f"Asked to remove every {granule} of {view.units[unit_index].name}",
+            f"{what} needs at least one {granule} per layer to run in transformers",
+            f"Keep at least one {granule}, by a higher lower bound for retention",
         )
     for role, linear in _all(view.unit_linears(unit_index)).items():
         set_linear(linear, weights.weight[role], weights.bias.get(role))

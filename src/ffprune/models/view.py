@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from ffprune.core.errors import UnsupportedArchitecture
 from ffprune.core.units import Kind, Unit
 from ffprune.models.families import Family, family_of
+from ffprune.models.fused import take_apart
+from ffprune.models.modeling_pruned import tell
 from ffprune.models.onload import Onload
 
 
@@ -76,9 +78,12 @@ class Block:
 
     def __init__(self, layer: nn.Module, index: int, family: Family) -> None:
         self.layer, self.index = layer, index
+        for fusion in family.fused:
+            _submodule(layer, fusion.path, family)
+        take_apart(layer, family)
         self.attention = _submodule(layer, family.attention, family)
         self.linears = {role: _linear(layer, path, family) for role, path in family.paths.items()}
-        self.head_dim = int(self.attention.head_dim)  # type: ignore[arg-type]
+        self.head_dim = int(getattr(self.attention, family.head_dim))
         heads, groups = (self.linears[role].out_features // self.head_dim for role in "qk")
         if groups == 0 or heads % groups:
             raise UnsupportedArchitecture(
@@ -115,10 +120,7 @@ class Block:
 
     def sync_heads(self) -> None:
         """Tell the attention module the head counts that its projections have now."""
-        if self._family.heads_attribute is not None:
-            setattr(self.attention, self._family.heads_attribute, self.groups * self.heads_per_group)
-        if self._family.ratio_attribute is not None:
-            setattr(self.attention, self._family.ratio_attribute, self.heads_per_group)
+        tell(self.attention, self._family.layout, self.groups * self.heads_per_group, self.groups)
 
 
 class ModelView:
@@ -129,7 +131,8 @@ class ModelView:
     made for them stays valid. Already pruned models with different shapes per layer are fine.
 
     Args:
-        model: the model; not changed.
+        model: the model; what it computes is not changed, but fused linears (Phi-3, GPT-NeoX, GPT-2) are replaced by
+            their parts (:mod:`ffprune.models.fused`).
 
     Attributes:
         model: the model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, UnsafeFile
+from ffprune.models.baichuan import unpacked
+from ffprune.models.families import Family
 
 
 class CorruptModel(FfpruneError):
@@ -124,6 +127,7 @@ def fill(
     files: list[Path],
     dtype: torch.dtype,
     devices: dict[str, torch.device],
+    family: Family,
     resting: str | None = None,
 ) -> None:
     """Read every tensor of a model on the meta device, in place.
@@ -136,22 +140,24 @@ def fill(
         files: safetensors files.
         dtype: for floating-point tensors.
         devices: as :func:`placement` gives them.
+        family: of the model.
         resting: module whose tensors stay mapped in their files, on the CPU and as they are stored; None for none.
 
     Raises:
         CorruptModel: a file is damaged, or a tensor is missing, unexpected or of another shape.
     """
-    wanted = _Wanted(model)
+    wanted = _Wanted(model, family)
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                    if name := wanted.name_of(key, file):
-                        wanted.check_shape(name, tensors.get_slice(key).get_shape(), file)
-                        tensor = tensors.get_tensor(key)
-                        kind = dtype if tensor.is_floating_point() else tensor.dtype
-                        rests = resting is not None and _covers(resting, name)
-                        wanted.put(name, tensor if rests else tensor.to(_device_of(name, devices), kind))
+                    for part in unpacked(key, tensors.get_slice(key).get_shape()):
+                        if name := wanted.name_of(part.name, file):
+                            wanted.check_shape(name, part.shape, file)
+                            tensor = tensors.get_tensor(key)[part.rows]
+                            kind = dtype if tensor.is_floating_point() else tensor.dtype
+                            rests = resting is not None and _covers(resting, name)
+                            wanted.put(name, tensor if rests else tensor.to(_device_of(name, devices), kind))
         except SafetensorError as error:
             raise CorruptModel(
                 f"{file} cannot be read: {error}",
@@ -159,17 +165,30 @@ def fill(
                 "Fetch or write the folder again",
             ) from error
     wanted.check_complete(files[0].parent)
-    for name, module in list(model.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            rebuilt: nn.Module = type(module)(config=model.config)
-            model.set_submodule(name, rebuilt.to(_device_of(name, devices)))
+    _compute_buffers(model, devices)
+
+
+def _compute_buffers(model: PreTrainedModel, devices: dict[str, torch.device]) -> None:
+    """The buffers that no file holds, as transformers computes them."""
+    for name, module in model.named_modules():
+        missing = {key: buffer for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for key, buffer in missing.items():
+            setattr(module, key, torch.empty_like(buffer, device=_device_of(name, devices)))
+        if missing:
+            for parameter in module.parameters(recurse=False):
+                # transformers' mark of what was read: a scaled embedding keeps its rows, and gets its scale.
+                parameter._is_hf_initialized = True
+            with torch.no_grad():
+                model._init_weights(module)  # type: ignore[no-untyped-call]
 
 
 class _Wanted:
     """The tensors a model needs, each by the first of its names in the state dict, and which have come."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
         self.model = model
+        self.renamed = {stored: name for name, stored in family.stored_as.items()}
+        self.needless = tuple(model._keys_to_ignore_on_load_unexpected or ())
         first: dict[int, str] = {}
         self.aliases: dict[str, list[str]] = {}
         self.canonical: dict[str, str] = {}
@@ -183,12 +202,12 @@ class _Wanted:
 
     def name_of(self, key: str, file: Path) -> str | None:
         """The canonical name of a tensor in a file; None for one that is not needed (again)."""
-        # OPT checkpoints of the bare decoder lack the causal-LM model's prefix.
+        # OPT and GPT-2 checkpoints of the bare decoder lack the causal-LM model's prefix.
         prefixed = f"{self.model.base_model_prefix}.{key}"
-        name = self.canonical.get(key) or self.canonical.get(prefixed)
+        name = self.canonical.get(self.renamed.get(key, key)) or self.canonical.get(prefixed)
         if name is None:
-            # Old Llama checkpoints store rotary frequencies, which follow from the config.
-            if key.endswith("rotary_emb.inv_freq"):
+            # Old Llama checkpoints store rotary frequencies, old GPT ones masks: they follow from the config.
+            if any(re.search(needless, key) for needless in (r"rotary_emb\.inv_freq$", *self.needless)):
                 return None
             raise CorruptModel(
                 f"{file} has a tensor {key!r}",

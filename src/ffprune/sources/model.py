@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from ffprune.core.errors import (
@@ -26,8 +28,9 @@ from ffprune.core.errors import (
     UnsafeFile,
     UnsupportedArchitecture,
 )
+from ffprune.models.baichuan import is_baichuan
 from ffprune.models.card_metadata import card_metadata, license_of
-from ffprune.models.checkpoint import load_model
+from ffprune.models.checkpoint import load_model, read_config
 from ffprune.models.families import family_of
 from ffprune.models.layer_config import quiet_transformers
 from ffprune.sources import hub, local, pypi
@@ -109,7 +112,7 @@ def _locate(source: Source, cache_dir: Path, trust_remote_code: bool) -> tuple[P
     if isinstance(source, HubSource):
         folder = hub.fetch_description(source, trust_remote_code)
         with quiet_transformers(), _load_errors_explained(describe(source)):  # refuse before weights travel
-            family_of(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+            read_config(folder, trust_remote_code)
         pinned = source.model_copy(update={"revision": folder.name})
         return hub.fetch_weights(pinned), {"revision": folder.name, "name": source.id}
     return local.find(source), {}
@@ -118,9 +121,31 @@ def _locate(source: Source, cache_dir: Path, trust_remote_code: bool) -> tuple[P
 def _load_safetensors(
     folder: Path, trust_remote_code: bool, storage_dtype: StorageDtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if is_baichuan(folder):
+        tokenizer = _plain_tokenizer(folder)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     model = load_model(folder, DTYPES[storage_dtype], trust_remote_code=trust_remote_code)
     return model, tokenizer
+
+
+def _plain_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that a folder has as data, without the code that it has as well.
+
+    Raises:
+        UnsafeFile: there is none.
+    """
+    file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not file.is_file():
+        raise UnsafeFile(
+            f"The tokenizer in {folder} is Python code of its own",
+            "Its weights need no such code, and are loaded as Llama's; a tokenizer.json would be read as data",
+            "Convert the tokenizer once where you trust that code, and put its tokenizer.json into the folder",
+        )
+    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    names = {name: told[name] for name in ("unk_token", "bos_token", "eos_token", "pad_token") if told.get(name)}
+    special = {name: token["content"] if isinstance(token, dict) else token for name, token in names.items()}
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)  # type: ignore[no-untyped-call]
 
 
 def _load_gguf(folder: Path, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
