@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import psutil
 import torch
 from transformers import PreTrainedModel
 
@@ -152,13 +152,13 @@ def _loaded(folder: Path) -> dict[str, float]:
 
 def _load(folder: Path) -> int:
     """In a process of its own: load, and let every weight be read once."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = psutil.Process().memory_info().rss
     started = time.perf_counter()
     model = load_model(folder, torch.bfloat16)
     with torch.inference_mode():
         model(input_ids=torch.zeros(1, 8, dtype=torch.int64), use_cache=False)
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}))
+    print(json.dumps({"seconds": seconds, "memory": psutil.Process().memory_info().rss - before}))
     return 0
 
 
