@@ -6,7 +6,7 @@ it. FFN widths in multiples of several numbers, at 30%, say what round widths ar
 
     python benchmarks/shipped.py [--project FOLDER]
 
-It needs what `make run` makes up to the stage sensitivity; without it says so and ends. About ten minutes.
+It needs what `make run` makes up to the stage sensitivity; without it says so and ends. A quarter of an hour or more.
 """
 
 from __future__ import annotations
@@ -68,15 +68,12 @@ def main() -> int:
 
 def speed(project: Path) -> list[dict[str, Any]]:
     """Prefill and decode against the dense model, in both number formats."""
-    losses = [np.array(row["loss"]) for row in read_json(project / CURVES)]
+    losses = read_losses(project)
     rows = []
     for dtype in (torch.bfloat16, torch.float32):
         dense = load_model(project / DENSE, dtype)
-        units = ModelView(dense).units
-        bounds = Bounds(0.05, 1.0)
-        policies = {f"{s:.0%}": dynamic_programming(units, losses, s, bounds, STEP) for s in SPARSITIES}
-        for step in STEPS:
-            policies[f"step {step}"] = dynamic_programming(units, losses, 0.3, bounds, step)
+        policies = {f"{sparsity:.0%}": policy_of(dense, losses, sparsity) for sparsity in SPARSITIES}
+        policies |= {f"step {step}": policy_of(dense, losses, 0.3, step) for step in STEPS}
         models = {"dense": dense} | {name: pruned(dense, policy) for name, policy in policies.items()}
         found = measure(models, PREFILL, DECODE, repeats=ROUNDS)
         for name, policy in policies.items():
@@ -86,6 +83,16 @@ def speed(project: Path) -> list[dict[str, Any]]:
             if name.startswith("step"):
                 rows.append(_row(f"predicted_loss_{name.replace(' ', '_')}", [loss], "report", setting))
     return rows
+
+
+def read_losses(project: Path) -> list[Any]:
+    """Loss curves, one a unit."""
+    return [np.array(row["loss"]) for row in read_json(project / CURVES)]
+
+
+def policy_of(dense: PreTrainedModel, losses: list[Any], sparsity: float, step: int = STEP) -> Allocation:
+    """What dynamic programming would keep."""
+    return dynamic_programming(ModelView(dense).units, losses, sparsity, Bounds(0.05, 1.0), step)
 
 
 def pruned(dense: PreTrainedModel, policy: Allocation) -> PreTrainedModel:
@@ -128,14 +135,13 @@ def loading(project: Path) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as place:
         dense = load_model(project / DENSE, torch.bfloat16)
-        losses = [np.array(row["loss"]) for row in read_json(project / CURVES)]
+        losses = read_losses(project)
         folders = {"dense": Path(place) / "dense"}
         save_model(dense, None, folders["dense"])
         for sparsity in SPARSITIES:
             name = f"{sparsity:.0%}"
-            policy = dynamic_programming(ModelView(dense).units, losses, sparsity, Bounds(0.05, 1.0), STEP)
             folders[name] = Path(place) / name
-            save_model(pruned(dense, policy), None, folders[name])
+            save_model(pruned(dense, policy_of(dense, losses, sparsity)), None, folders[name])
         turns = [{name: _loaded(folder) for name, folder in folders.items()} for _ in range(LOADS)]
     for name in list(folders)[1:]:
         for what in ("seconds", "memory"):

@@ -83,7 +83,7 @@ def build(case: str = "llama", widths: Widths | None = None, **changes: object) 
 
 
 TEXT = (
-    "the cat sat on the mat, and 12345 other cats didn't; die Katze saß   auf 3 Matten. 你好，世界 🙂\n\n\tend 2026 \n"  # noqa: RUF001
+    "the cat sat on the mat, and 12345 other cats didn't; die Katze saß   auf 3 Matten. 你好，世界 🙂\n\n\tend 2026 \n"  # noqa: RUF001 - so
 )
 
 

@@ -12,9 +12,10 @@ import torch
 from transformers import MistralConfig
 
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
-from ffprune.export import gguf as export
-from ffprune.export.gguf import QuantizationFailed, write_gguf
+from ffprune.export import gguf_quantize, gguf_tensors
+from ffprune.export.gguf import write_gguf
 from ffprune.export.gguf_check import check_gguf
+from ffprune.export.gguf_quantize import QuantizationFailed
 from ffprune.models.view import ModelView
 from ffprune.models.weights import CorruptModel
 from tests.export.conftest import CONFIGS, UNEVEN, build, byte_tokenizer
@@ -61,7 +62,7 @@ def test_so_it_does_for_other_settings(case, widths, tokens, tmp_path, llama_cpp
 
 
 def test_without_the_order_of_rows_it_would_not(tokens, tmp_path, llama_cpp, monkeypatch) -> None:
-    monkeypatch.setattr(export, "_neighbours", lambda tensor, heads: tensor)
+    monkeypatch.setattr(gguf_tensors, "_neighbours", lambda tensor, heads: tensor)
     difference = llama_cpp.logits(written(tmp_path), tokens) - build(widths=UNEVEN)(tokens).logits[0]
     assert float(difference.abs().max()) > 0.1
 
@@ -131,9 +132,9 @@ def test_rows_that_cannot_be_quantised_are_counted(tmp_path) -> None:
 
 
 def test_a_failure_leaves_no_file_behind(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(export, "needed", lambda *_: None)
+    monkeypatch.setattr("ffprune.export.gguf.needed", lambda *_: None)
     for code, said in (("raise SystemExit('no room')", "no room"), ("import os; os.abort()", "status -6")):
-        monkeypatch.setattr(export, "_QUANTIZE", code)
+        monkeypatch.setattr(gguf_quantize, "_QUANTIZE", code)
         with pytest.raises(QuantizationFailed, match=said):
             written(tmp_path, "q4_k_m")
         assert not list(tmp_path.iterdir())

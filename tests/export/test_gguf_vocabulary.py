@@ -26,8 +26,8 @@ TEXTS = (
     "  leading and trailing  ",
     "a\n\n\nb\r\n\tc",
     "1 12 123 1234 3.14   42",
-    "I'M I'm they'll it's don’t",  # noqa: RUF001
-    "你好，世界。こんにちは 한국어",  # noqa: RUF001
+    "I'M I'm they'll it's don’t",  # noqa: RUF001 - signs that look like others are what is tested
+    "你好，世界。こんにちは 한국어",  # noqa: RUF001 - signs that look like others are what is tested
     "🙂👩‍👩‍👧 naïve café Straße",
     "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
     "x<|endoftext|>y <|im_end|> z",

@@ -73,7 +73,7 @@ def test_weights_tokens_by_their_squared_jacobian(view: ModelView) -> None:
     roles = [role for role in seen if role not in ("o", "down")]
     average = dict.fromkeys(roles, 0.0)
     for seed in range(60):
-        with watch_weighted(view, 1, False, seed) as grams, torch.enable_grad():
+        with watch_weighted(view, 1, (), seed) as grams, torch.enable_grad():
             walk.forward(walk.hidden, 0)
         average = {role: average[role] + grams[f"layers.1.{role}"].diag / 60 for role in roles}
     for role in roles:
@@ -89,7 +89,7 @@ def test_weights_tokens_by_their_squared_jacobian(view: ModelView) -> None:
 def test_weighted_tokens_leave_the_last_maps_and_the_outputs_alone(view: ModelView) -> None:
     walk = BlockWalk(view, WINDOWS, batch_size=2)
     plain, outputs = walk.observe(full=tuple(view.blocks[0].linears))
-    weighted, same = walk.observe_weighted(full=True)
+    weighted, same = walk.observe(full=tuple(view.blocks[0].linears), weighted=True)
     torch.testing.assert_close(same, outputs)
     assert not same.requires_grad
     assert set(weighted) == set(plain)

@@ -321,22 +321,24 @@ class TestPhi3(FamilySuite):
     params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
 
 
-class TestGptNeox(FamilySuite):
-    case = "gpt_neox"
+class Plain:
+    """What the suite counts in families without key/value groups and gates."""
+
     granules = (6, 20)
     params_per_granule = (4 * 4 * 24, 2 * 24)
     roles = ("q", "k", "v", "o", "up", "down")
+
+
+class TestGptNeox(Plain, FamilySuite):
+    case = "gpt_neox"
 
 
 class TestGptNeoxSerial(TestGptNeox):
     case = "gpt_neox_serial"
 
 
-class TestGpt2(FamilySuite):
+class TestGpt2(Plain, FamilySuite):
     case = "gpt2"
-    granules = (6, 20)
-    params_per_granule = (4 * 4 * 24, 2 * 24)
-    roles = ("q", "k", "v", "o", "up", "down")
 
     def test_an_empty_ffn_equals_a_masked_one(self, view, tokens):
         """transformers' Conv1D takes no input of width 0: a folder with such a layer could not run."""
@@ -344,18 +346,12 @@ class TestGpt2(FamilySuite):
             slice_unit(view, 1, torch.tensor([], dtype=torch.long))
 
 
-class TestPhi(FamilySuite):
+class TestPhi(Plain, FamilySuite):
     case = "phi"
-    granules = (6, 20)
-    params_per_granule = (4 * 4 * 24, 2 * 24)
-    roles = ("q", "k", "v", "o", "up", "down")
 
 
-class TestOpt(FamilySuite):
+class TestOpt(Plain, FamilySuite):
     case = "opt"
-    granules = (6, 20)
-    params_per_granule = (4 * 4 * 24, 2 * 24)
-    roles = ("q", "k", "v", "o", "up", "down")
 
 
 class TestOpt350m(TestOpt):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ffprune.compress.sliced_layer import Layout, SlicedRMSNorm
 from ffprune.core.units import Kind
-from ffprune.models.surgery import set_linear
+from ffprune.models.linear import set_linear
 from ffprune.models.view import ModelView
 
 

@@ -13,7 +13,8 @@ from ffprune.compress.sliced_layer import LAYOUTS, Attending, Layout, SlicedLaye
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.core.rotation import principal_basis, second_moment
 from ffprune.models.blocks import BlockWalk
-from ffprune.models.surgery import linear_of, param_count
+from ffprune.models.linear import linear_of
+from ffprune.models.surgery import param_count
 from ffprune.models.view import Block, ModelView
 from ffprune.models.walk import check_windows
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ffprune.core.errors import ParameterError
 from ffprune.core.gram import Gram
 from ffprune.core.whitening import Truncation, truncate
-from ffprune.models.surgery import linear_of, param_count
+from ffprune.models.linear import linear_of
+from ffprune.models.surgery import param_count
 from ffprune.models.view import ModelView
 
 

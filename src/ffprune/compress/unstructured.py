@@ -122,10 +122,7 @@ def prune(
     workers = torch.get_num_threads() if view.model.device.type == "cpu" else 1
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for block in view.blocks:
-            if how.weighted:
-                grams, outputs = walk.observe_weighted(how.whole_gram)
-            else:
-                grams, outputs = walk.observe(block.linears if how.whole_gram else ())
+            grams, outputs = walk.observe(block.linears if how.whole_gram else (), how.weighted)
             work = [
                 pool.submit(_prune_matrix, name := f"layers.{block.index}.{role}", linear, grams[role], kept[name], how)
                 for role, linear in block.linears.items()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from ffprune.export.inspection import Inspection
+from ffprune.export.markdown import markdown_table
 from ffprune.export.provenance import Provenance
 
 _UNKNOWN = "unknown"
@@ -50,11 +51,6 @@ def model_card(known: Provenance, found: Inspection, picture: str | None) -> str
 def changed(found: Inspection) -> bool:
     """Whether anything was taken from the model."""
     return found.removed > 0 or found.zeros >= _SOME
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def _metadata(known: Provenance) -> str:
@@ -101,7 +97,7 @@ def _policy(found: Inspection) -> str:
         for row in found.layers
     ]
     header = ["layer", "query heads", "key/value heads", "FFN channels", "weights", *(["zero"] if zeros else [])]
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _results(results: Mapping[str, Any] | None) -> str:
@@ -126,7 +122,7 @@ def _results(results: Mapping[str, Any] | None) -> str:
         f"{protocol['seed']}. The standard error of the dense model's mean loss is {dense['nll_stderr']:.2f} nats; "
         "both see the same windows. Speeds are tokens per second over the dense model's of the same rounds."
     )
-    shown = table(["model", "perplexity", "parameters", "MB", "prefill / dense", "decode / dense"], cells)
+    shown = markdown_table(["model", "perplexity", "parameters", "MB", "prefill / dense", "decode / dense"], cells)
     asked = {name: values["zero_shot"] for name, values in models.items() if "zero_shot" in values}
     tasks = [
         [
@@ -138,7 +134,7 @@ def _results(results: Mapping[str, Any] | None) -> str:
         for model, found in asked.items()
         for task, score in found.items()
     ]
-    zero_shot = [table(["model", "task", "accuracy", "standard error", "items"], tasks)] if tasks else []
+    zero_shot = [markdown_table(["model", "task", "accuracy", "standard error", "items"], tasks)] if tasks else []
     return "\n\n".join([text, shown, *zero_shot])
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ffprune.core.errors import MissingInput, ParameterError
 from ffprune.models.checkpoint import load_model, load_tokenizer, save_model, stored_dtype
 from ffprune.models.view import ModelView
-from ffprune.models.weights import CorruptModel, weight_files
+from ffprune.models.weights import CorruptModel, weight_bytes, weight_files
 
 FORMATS = {"2:4": "sparse-24-bitmask", "unstructured": "sparse-bitmask"}
 
@@ -50,7 +50,7 @@ def write_compressed(folder: Path, out: Path) -> tuple[str, float]:
     pattern, sparse = _chosen(dense)
     packer = _packer(FORMATS[pattern])
     save_model(model, load_tokenizer(folder), out)
-    before = _bytes(out)
+    before = weight_bytes(out)
     tensors = dict(_packed(out, sparse, packer))
     for file in out.glob("model*.safetensors*"):
         file.unlink()
@@ -58,7 +58,7 @@ def write_compressed(folder: Path, out: Path) -> tuple[str, float]:
     del tensors
     _check(out, sparse, packer)
     _write_config(out / "config.json", pattern, sparse, dense)
-    return FORMATS[pattern], _bytes(out) / before
+    return FORMATS[pattern], weight_bytes(out) / before
 
 
 def _library() -> Any:
@@ -142,7 +142,3 @@ def _write_config(file: Path, pattern: str, sparse: Mapping[str, Tensor], dense:
         },
     }
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in weight_files(folder))

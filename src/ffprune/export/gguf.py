@@ -13,25 +13,21 @@ What llama.cpp does to such files without a word is avoided here:
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ffprune.core.errors import FfpruneError, ParameterError, UnsupportedArchitecture
+from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.core.tables import look_up
 from ffprune.export.extras import needed
 from ffprune.export.gguf_check import check_gguf
+from ffprune.export.gguf_quantize import quantize
+from ffprune.export.gguf_tensors import BLOCK, Entry, llama_entries
 from ffprune.export.gguf_vocabulary import read_vocabulary
 from ffprune.models.view import ModelView
 
@@ -39,13 +35,7 @@ Format = gguf.GGMLQuantizationType
 
 #: Families that compute what llama.cpp's ``llama`` and ``deci`` do; Qwen2 is a Llama with biases.
 MODEL_TYPES = ("llama", "mistral", "qwen2")
-BLOCK = 32
-"""Weights of a row that are quantised together."""
 _STATIC_ROPE = ("default", "linear", "llama3")
-
-
-class QuantizationFailed(FfpruneError):
-    """llama.cpp did not quantise a file."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +64,6 @@ KINDS: dict[str, Kind] = {
     "q8_0": Kind(Format.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "q4_k_m": Kind(Format.F32, gguf.LlamaFileType.MOSTLY_Q4_K_M, quantized_by_llama=True),
 }
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor of the file: the parameter that it is, its shape there, and how to make it."""
-
-    name: str
-    parameter: Tensor
-    shape: tuple[int, ...]
-    make: Callable[[], Tensor]
 
 
 def write_gguf(
@@ -120,7 +100,7 @@ def write_gguf(
     row = look_up(KINDS, kind, "--type")
     view = ModelView(model)
     _check_architecture(model.config)
-    entries = list(_entries(view, BLOCK if row.in_blocks else 1))
+    entries = list(llama_entries(view, BLOCK if row.in_blocks else 1))
     _check_nothing_left(model, entries)
     vocabulary = read_vocabulary(tokenizer, entries[0].shape[0])
     if row.quantized_by_llama:
@@ -143,7 +123,7 @@ def write_gguf(
         finally:
             writer.close()
         if row.quantized_by_llama:
-            _quantize(written, path, row)
+            quantize(written, path, row.file_type)
     finally:
         if written != path:
             written.unlink(missing_ok=True)
@@ -170,7 +150,7 @@ def _check_architecture(config: PretrainedConfig) -> None:
             )
 
 
-def _check_nothing_left(model: PreTrainedModel, entries: list[_Entry]) -> None:
+def _check_nothing_left(model: PreTrainedModel, entries: list[Entry]) -> None:
     """Refuse a model with parameters that the file has no place for."""
     taken = {id(entry.parameter) for entry in entries}
     if left := [name for name, parameter in model.named_parameters() if id(parameter) not in taken]:
@@ -181,60 +161,7 @@ def _check_nothing_left(model: PreTrainedModel, entries: list[_Entry]) -> None:
         )
 
 
-def _entries(view: ModelView, multiple: int) -> Iterator[_Entry]:
-    """All tensors, under llama.cpp's names; FFN widths filled up to a multiple of ``multiple``, 0 to 32."""
-    model: Any = view.model
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    yield _plain("token_embd.weight", embedding)
-    for block in view.blocks:
-        start, layer = f"blk.{block.index}", block.layer
-        yield _plain(f"{start}.attn_norm.weight", layer.get_parameter("input_layernorm.weight"))
-        heads = {"q": block.groups * block.heads_per_group, "k": block.groups}
-        width = -(-block.channels // multiple) * multiple or BLOCK
-        for role, linear in block.linears.items():
-            end = {"o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}.get(role, f"attn_{role}")
-            for part, tensor in _parts(linear):
-                name = f"{start}.{end}.{part}"
-                if role in heads:
-                    yield _Entry(name, tensor, tuple(tensor.shape), partial(_neighbours, tensor, heads[role]))
-                elif role in "qkvo" or (role, part) == ("down", "bias"):
-                    yield _plain(name, tensor)
-                else:
-                    yield _filled(name, tensor, int(role == "down"), width)
-        yield _plain(f"{start}.ffn_norm.weight", layer.get_parameter("post_attention_layernorm.weight"))
-    yield _plain("output_norm.weight", model.get_parameter(f"{model.base_model_prefix}.norm.weight"))
-    if head is not embedding:
-        yield _plain("output.weight", head)
-    if (factors := _rope_factors(model)) is not None:
-        yield _plain("rope_freqs.weight", factors)
-
-
-def _parts(linear: nn.Linear) -> Iterator[tuple[str, Tensor]]:
-    yield "weight", linear.weight
-    if linear.bias is not None:
-        yield "bias", linear.bias
-
-
-def _plain(name: str, tensor: Tensor) -> _Entry:
-    return _Entry(name, tensor, tuple(tensor.shape), lambda: tensor)
-
-
-def _filled(name: str, tensor: Tensor, dim: int, width: int) -> _Entry:
-    """A tensor whose ``dim`` is filled up with zeros."""
-    shape = list(tensor.shape)
-    missing, shape[dim] = width - shape[dim], width
-    # torch counts dimensions to pad from the last one.
-    sides = [0, 0] * (tensor.dim() - 1 - dim) + [0, missing]
-    return _Entry(name, tensor, tuple(shape), lambda: nn.functional.pad(tensor, sides) if missing else tensor)
-
-
-def _neighbours(tensor: Tensor, heads: int) -> Tensor:
-    """Rows (or biases) of q or k with those that rotate together next to each other, in every head."""
-    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1)
-    return halves.transpose(1, 2).reshape(tensor.shape)
-
-
-def _layer_widths(view: ModelView, entries: list[_Entry]) -> tuple[list[int], list[int], list[int]]:
+def _layer_widths(view: ModelView, entries: list[Entry]) -> tuple[list[int], list[int], list[int]]:
     """Query heads, key/value heads and FFN channels (as in the file) of every layer."""
     shapes = {entry.name: entry.shape for entry in entries}
     return (
@@ -265,23 +192,14 @@ def _add_shape(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 
-def _rope_factors(model: Any) -> Tensor | None:
-    """``[head_dim / 2]`` float32: what the plain rotary frequencies are divided by; None: by nothing."""
-    if model.config.rope_parameters["rope_type"] == "default":
-        return None
-    scaled: Tensor = model.get_submodule(f"{model.base_model_prefix}.rotary_emb").inv_freq.float()
-    steps = torch.arange(len(scaled), dtype=torch.float32) / len(scaled)
-    return float(model.config.rope_parameters["rope_theta"]) ** -steps / scaled
-
-
-def _format(entry: _Entry, row: Kind) -> Any:
+def _format(entry: Entry, row: Kind) -> Any:
     """Of one tensor: float16 where a row is no whole number of blocks."""
     if len(entry.shape) == 1:
         return Format.F32
     return Format.F16 if row.matrix is Format.Q8_0 and entry.shape[-1] % BLOCK else row.matrix
 
 
-def _write_tensors(writer: gguf.GGUFWriter, entries: list[_Entry], row: Kind) -> None:
+def _write_tensors(writer: gguf.GGUFWriter, entries: list[Entry], row: Kind) -> None:
     for entry in entries:
         form = _format(entry, row)
         dtype = {Format.F32: np.float32, Format.F16: np.float16}.get(form, np.uint8)
@@ -295,7 +213,7 @@ def _write_tensors(writer: gguf.GGUFWriter, entries: list[_Entry], row: Kind) ->
         writer.write_tensor_data(_numbers(entry, _format(entry, row)))
 
 
-def _numbers(entry: _Entry, form: Any) -> NDArray[Any]:
+def _numbers(entry: Entry, form: Any) -> NDArray[Any]:
     values = entry.make().detach().float().contiguous().numpy()
     with np.errstate(over="ignore"):
         numbers: NDArray[Any] = gguf.quantize(values, form)
@@ -306,25 +224,3 @@ def _numbers(entry: _Entry, form: Any) -> NDArray[Any]:
             "Use --type f32, or q8_0, whose blocks have a scale of their own",
         )
     return numbers
-
-
-_QUANTIZE = """
-import ctypes, os, sys
-import llama_cpp
-source, target, file_type = sys.argv[1:]
-params = llama_cpp.llama_model_quantize_default_params()
-params.ftype = int(file_type)
-sys.exit(llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)))
-"""
-
-
-def _quantize(source: Path, path: Path, row: Kind) -> None:
-    """llama.cpp's own quantisation, from a file to another, in a process of its own: it may abort, and it talks."""
-    command = [sys.executable, "-c", _QUANTIZE, str(source), str(path), str(int(row.file_type))]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        raise QuantizationFailed(
-            f"llama.cpp did not quantise the model (status {done.returncode}): {' '.join(done.stderr.split()[-30:])}",
-            "Nothing was written",
-            "Use --type q8_0, which needs no llama.cpp, or another version of llama-cpp-python",
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from ffprune.export.card import changed, model_card
 from ffprune.export.inspection import cut, inspect_model, masked
 from ffprune.export.provenance import Provenance
 from ffprune.models.checkpoint import load_model, load_tokenizer, save_model, stored_dtype
+from ffprune.models.checksum import sha256
 from ffprune.models.view import ModelView
 
 CARD, PICTURE, CHECKSUMS = "README.md", "policy.png", "SHA256SUMS"
@@ -43,8 +43,6 @@ def write_huggingface(folder: Path, out: Path, known: Provenance, draw: Callable
 
 def write_checksums(out: Path) -> None:
     """List all files of a folder as ``sha256sum --check`` reads it."""
-    lines = []
-    for file in sorted(path for path in out.rglob("*") if path.is_file()):
-        with file.open("rb") as data:
-            lines.append(f"{hashlib.file_digest(data, 'sha256').hexdigest()}  {file.relative_to(out)}\n")
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    lines = [f"{sha256(file)}  {file.relative_to(out)}\n" for file in files]
     (out / CHECKSUMS).write_text("".join(lines), encoding="utf-8")

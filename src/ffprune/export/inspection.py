@@ -13,7 +13,7 @@ from ffprune.models.checkpoint import load_model, stored_dtype
 from ffprune.models.pretrained import needs_code
 from ffprune.models.surgery import param_count
 from ffprune.models.view import Block, ModelView
-from ffprune.models.weights import weight_files
+from ffprune.models.weights import weight_bytes
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def inspect_model(view: ModelView, folder: Path) -> Inspection:
         prunable=weights,
         removed=cut(view).sparsity,
         zeros=sum(row.zeros * row.weights for row in layers) / weights,
-        bytes=sum(file.stat().st_size for file in weight_files(folder)),
+        bytes=weight_bytes(folder),
         needs_code=needs_code(view.model.config),
         layers=layers,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from ffprune.core.errors import FfpruneError
 from ffprune.export.extras import needed
 from ffprune.models.checkpoint import load_model, load_tokenizer
-from ffprune.models.layer_config import quiet_transformers
+from ffprune.models.layer_config import quiet, quiet_transformers
 
 FILE = "model.onnx"
 TOLERANCE = 1e-4
@@ -116,12 +115,6 @@ def _difference(model: PreTrainedModel, file: Path) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's remarks on itself and on libraries that are not there."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), quiet_transformers():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet("torch.onnx"), warnings.catch_warnings(), quiet_transformers():
+        warnings.simplefilter("ignore")
+        yield

@@ -145,43 +145,30 @@ class BlockWalk:
         assert isinstance(output, Tensor)
         return output
 
-    def observe(self, full: Collection[str] = ()) -> tuple[dict[str, Gram], Tensor]:
+    def observe(self, full: Collection[str] = (), weighted: bool = False) -> tuple[dict[str, Gram], Tensor]:
         """Statistics of every linear's input in the layer that comes next, and what the layer answers.
 
         Args:
             full: roles whose whole X^T X is wanted; the others get diagonal and mean.
+            weighted: tokens count by how much their unit depends on them (:func:`ffprune.models.walk.watch_weighted`).
 
         Returns:
-            Role -> Gram (q, k and v share one, gate and up too) where the layer is, and the outputs [n, seqlen, d] on
-            the CPU. Neither the layer nor the position changes.
+            Role -> Gram (q, k and v share one, gate and up too, unless tokens are weighted) where the layer is, and the
+            outputs [n, seqlen, d] on the CPU. Neither the layer nor the position changes.
 
         Raises:
             NonFiniteLoss: statistics are not finite; names the linear.
         """
         prefix = f"layers.{self.position}."
         self.arrive()  # the Grams are where the weights are
-        with watch(self.view, (self.position,), {prefix + role for role in full}) as grams:
-            outputs = self._outputs()
+        names = {prefix + role for role in full}
+        if weighted:
+            watching = watch_weighted(self.view, self.position, names, seed=self.position)
+        else:
+            watching = watch(self.view, (self.position,), names)
+        with watching as grams:
+            outputs = self._outputs(gradients=weighted)
         return {name.removeprefix(prefix): gram for name, gram in grams.items()}, outputs
-
-    def observe_weighted(self, full: bool) -> tuple[dict[str, Gram], Tensor]:
-        """:meth:`observe`, with tokens weighted by how much their unit depends on them.
-
-        See :func:`ffprune.models.walk.watch_weighted`.
-
-        Args:
-            full: whether every X^T X is wanted, or diagonal and mean alone.
-
-        Returns:
-            As :meth:`observe`; every role has a Gram of its own.
-
-        Raises:
-            NonFiniteLoss: statistics are not finite; names the linear.
-        """
-        self.arrive()
-        with watch_weighted(self.view, self.position, full, self.position) as grams, torch.enable_grad():
-            outputs = [self.forward(self.hidden[rows], i).detach().cpu() for i, rows in enumerate(self.batches)]
-        return {name.rpartition(".")[2]: gram for name, gram in grams.items()}, torch.cat(outputs)
 
     def streams(self) -> dict[str, Tensor]:
         """The residual stream behind each unit of the layer that comes next, as the layer is now.
@@ -266,10 +253,10 @@ class BlockWalk:
         self.hidden = self._outputs() if outputs is None else outputs.cpu()
         self.position += 1
 
-    def _outputs(self) -> Tensor:
+    def _outputs(self, gradients: bool = False) -> Tensor:
         # Not in inference mode: a later forward pass may carry gradients.
-        with torch.no_grad():
-            return torch.cat([self.forward(self.hidden[rows], i).cpu() for i, rows in enumerate(self.batches)])
+        with torch.set_grad_enabled(gradients):
+            return torch.cat([self.forward(self.hidden[rows], i).detach().cpu() for i, rows in enumerate(self.batches)])
 
 
 def _record(view: ModelView, batch: Tensor) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:

@@ -7,7 +7,7 @@ together again in every file: folders keep the names and layout of the family.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ffprune.core.errors import UnsupportedArchitecture
 from ffprune.models.families import Family, Fusion
+from ffprune.models.linear import linear_of
 from ffprune.models.modeling_pruned import part_sizes, query_width
 
 
@@ -33,16 +34,13 @@ class Parts(nn.Module):
     def __init__(self, fused: nn.Linear | Conv1D, fusion: Fusion, query: int, head: int) -> None:
         super().__init__()
         self.fusion, self._head = fusion, head
-        weights, biases = self._split(fused.weight, query), None
+        weights = self._split(fused.weight, query)
+        biases: Sequence[Tensor | None] = [None] * len(weights)
         if fused.bias is not None:
             biases = self._split(fused.bias, query)
-        for i, role in enumerate(fusion.roles):
-            linear = nn.Linear(1, 1, bias=False, device="meta")
-            linear.weight = nn.Parameter(weights[i], requires_grad=fused.weight.requires_grad)
-            linear.out_features, linear.in_features = linear.weight.shape
-            if biases is not None:
-                linear.bias = nn.Parameter(biases[i], requires_grad=fused.weight.requires_grad)
-            self.add_module(role, linear)
+        for role, weight, bias in zip(fusion.roles, weights, biases, strict=True):
+            self.add_module(role, linear_of(weight, bias))
+        self.requires_grad_(fused.weight.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, features in the order of the fused linear."""
@@ -62,18 +60,16 @@ class Parts(nn.Module):
 
     def fused(self) -> nn.Module:
         """The family's own module with the present weights."""
+        weight = self.joined("weight")
+        bias = None if next(self.children()).bias is None else self.joined("bias")
         grad = next(self.parameters()).requires_grad
-        weight = nn.Parameter(self.joined("weight"), requires_grad=grad)
+        if not self.fusion.transposed:
+            return linear_of(weight, bias).requires_grad_(grad)
         with torch.device("meta"):  # no random numbers are drawn for weights that go
-            fused = Conv1D(1, 1) if self.fusion.transposed else nn.Linear(1, 1)  # type: ignore[no-untyped-call]
-        fused.weight = weight
-        present = getattr(next(self.children()), "bias", None) is not None
-        fused.register_parameter("bias", nn.Parameter(self.joined("bias"), requires_grad=grad) if present else None)
-        if isinstance(fused, Conv1D):
-            fused.nx, fused.nf = weight.shape
-        else:
-            fused.out_features, fused.in_features = weight.shape
-        return fused
+            fused = Conv1D(*weight.shape[::-1])  # type: ignore[no-untyped-call]  # of a library
+        fused.weight = nn.Parameter(weight)
+        fused.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        return fused.requires_grad_(grad)
 
     def _split(self, stored: Tensor, query: int) -> list[Tensor]:
         tensor = stored.detach()

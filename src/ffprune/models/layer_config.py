@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
@@ -83,15 +83,20 @@ def settle(config: PretrainedConfig, family: Family) -> None:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
+def quiet(logger: str) -> Iterator[None]:
+    """Silence the warnings of a logger."""
+    found = logging.getLogger(logger)
+    level = found.level
+    found.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        found.setLevel(level)
+
+
+def quiet_transformers() -> AbstractContextManager[None]:
     """Silence transformers' warning that a heterogeneous config's global values are being read.
 
     Its own validation reads them at every save and load; nobody can act on the warning.
     """
-    logger = logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return quiet("transformers.integrations.heterogeneity.configuration_utils")

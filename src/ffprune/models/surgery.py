@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from ffprune.core.errors import ParameterError
 from ffprune.models.layer_config import write_layer_config
-from ffprune.models.view import ModelView, UnitLinears, granule_indices
+from ffprune.models.linear import set_linear
+from ffprune.models.view import ModelView, granule_indices
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def read_unit(view: ModelView, unit_index: int) -> UnitWeights:
     other in-place writes do.
     """
     parts = view.unit_linears(unit_index)
-    linears = _all(parts)
+    linears = parts.all
     return UnitWeights(
         {role: linear.weight.detach() for role, linear in linears.items()},
         {role: linear.bias.detach() for role, linear in linears.items() if linear.bias is not None},
@@ -107,24 +108,10 @@ def set_unit(view: ModelView, unit_index: int, weights: UnitWeights) -> None:
             f"{what} needs at least one {granule} per layer to run in transformers",
             f"Keep at least one {granule}, by a higher lower bound for retention",
         )
-    for role, linear in _all(view.unit_linears(unit_index)).items():
+    for role, linear in view.unit_linears(unit_index).all.items():
         set_linear(linear, weights.weight[role], weights.bias.get(role))
     if weights.last_role == "o":
         view.block_of(unit_index).sync_heads()
-
-
-def set_linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    """Make a linear compute with other weights; tensors are taken as they are."""
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-    linear.out_features, linear.in_features = weight.shape
-
-
-def linear_of(weight: Tensor) -> nn.Linear:
-    """A linear of these weights, ``[out, in]``, without bias."""
-    linear = nn.Linear(1, 1, bias=False, device="meta")
-    set_linear(linear, weight, None)
-    return linear
 
 
 def slice_unit(view: ModelView, unit_index: int, kept: Tensor) -> None:
@@ -203,10 +190,6 @@ def light_copy(model: PreTrainedModel) -> PreTrainedModel:
     """
     shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
     return copy.deepcopy(model, shared)
-
-
-def _all(parts: UnitLinears) -> dict[str, nn.Linear]:
-    return {**parts.inputs, parts.last_role: parts.last}
 
 
 def _check_kept(kept: Tensor, granules: int) -> None:

@@ -50,6 +50,11 @@ class UnitLinears:
     width: dict[str, int]
 
     @property
+    def all(self) -> dict[str, nn.Linear]:
+        """Role -> linear, the last one included."""
+        return {**self.inputs, self.last_role: self.last}
+
+    @property
     def granules(self) -> int:
         """Granules the unit has now."""
         return self.last.in_features // self.width[self.last_role]

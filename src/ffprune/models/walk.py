@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ffprune.core.errors import NonFiniteLoss, ParameterError
 from ffprune.core.gram import Gram
-from ffprune.models.view import ModelView
+from ffprune.models.view import ModelView, UnitLinears
 
 
 def collect(
@@ -88,17 +89,12 @@ def watch(view: ModelView, layers: Iterable[int], full: Collection[str]) -> Iter
         gram = Gram.zeros(linear.in_features, any(name in full for name in names), linear.weight.device)
         grams.update(dict.fromkeys(names, gram))
         hooks.append(linear.register_forward_pre_hook(_updater(gram)))
-    try:
+    with _hooked(grams, hooks):
         yield grams
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name in grams:
-        check_finite(name, grams[name])
 
 
 @contextmanager
-def watch_weighted(view: ModelView, layer: int, full: bool, seed: int) -> Iterator[dict[str, Gram]]:
+def watch_weighted(view: ModelView, layer: int, full: Collection[str], seed: int) -> Iterator[dict[str, Gram]]:
     """:func:`watch` for one layer, every token weighted by how much its unit depends on the map's output there.
 
     The weight of a token is E ||d<R, Y> / dy||^2, with Y the unit's output for all tokens, y the map's own output for
@@ -112,7 +108,7 @@ def watch_weighted(view: ModelView, layer: int, full: bool, seed: int) -> Iterat
     Args:
         view: the model's view.
         layer: index of the decoder layer.
-        full: whether X^T X is wanted; else diagonal and mean.
+        full: names from ``view.prunable`` whose whole X^T X is wanted; the others get diagonal and mean.
         seed: of the signs.
 
     Yields:
@@ -124,24 +120,27 @@ def watch_weighted(view: ModelView, layer: int, full: bool, seed: int) -> Iterat
     grams: dict[str, Gram] = {}
     hooks = []
     generator = torch.Generator().manual_seed(seed)
-    for index, unit in enumerate(view.units):
-        if unit.layer != layer:
-            continue
-        parts = view.unit_linears(index)
-        linears = {**parts.inputs, parts.last_role: parts.last}
-        names = {role: f"layers.{layer}.{role}" for role in linears}
-        for role, own in linears.items():
-            grams[names[role]] = Gram.zeros(own.in_features, full, own.weight.device)
+    for _, parts in _units_of(view, (layer,)):
+        names = {role: f"layers.{layer}.{role}" for role in parts.all}
+        for role, linear in parts.all.items():
+            grams[names[role]] = Gram.zeros(linear.in_features, names[role] in full, linear.weight.device)
         seen: dict[str, tuple[Tensor, Tensor]] = {}
-        hooks += [own.register_forward_hook(_cutter(seen, names[role])) for role, own in parts.inputs.items()]
+        hooks += [part.register_forward_hook(_cutter(seen, names[role])) for role, part in parts.inputs.items()]
         hooks.append(parts.last.register_forward_hook(_weigher(seen, grams, names[parts.last_role], generator)))
-    try:
+    with _hooked(grams, hooks):
         yield grams
+
+
+@contextmanager
+def _hooked(grams: dict[str, Gram], hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that fill Grams go at the end, and the Grams are checked."""
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    for name in grams:
-        check_finite(name, grams[name])
+    for name, gram in grams.items():
+        check_finite(name, gram)
 
 
 def _cutter(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., Tensor]:
@@ -184,14 +183,18 @@ def _stream(view: ModelView, windows: Tensor, batch_size: int, progress: Callabl
 
 def _shared_inputs(view: ModelView, layers: Collection[int]) -> list[tuple[str, ...]]:
     """Names of linears that read the same input, input by input."""
-    groups = []
+    return [
+        tuple(f"layers.{layer}.{role}" for role in roles)
+        for layer, parts in _units_of(view, layers)
+        for roles in (tuple(parts.inputs), (parts.last_role,))
+    ]
+
+
+def _units_of(view: ModelView, layers: Collection[int]) -> Iterator[tuple[int, UnitLinears]]:
+    """Layer and linears of the units in some layers."""
     for index, unit in enumerate(view.units):
-        if unit.layer not in layers:
-            continue
-        parts = view.unit_linears(index)
-        for roles in (tuple(parts.inputs), (parts.last_role,)):
-            groups.append(tuple(f"layers.{unit.layer}.{role}" for role in roles))
-    return groups
+        if unit.layer in layers:
+            yield unit.layer, view.unit_linears(index)
 
 
 def _updater(gram: Gram) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -51,6 +51,11 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
+def weight_bytes(path: Path) -> int:
+    """Bytes of :func:`weight_files`."""
+    return sum(file.stat().st_size for file in weight_files(path))
+
+
 def _no_safetensors(path: Path) -> FfpruneError:
     pickles = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if pickles:
@@ -179,7 +184,7 @@ def _compute_buffers(model: PreTrainedModel, devices: dict[str, torch.device]) -
                 # transformers' mark of what was read: a scaled embedding keeps its rows, and gets its scale.
                 parameter._is_hf_initialized = True
             with torch.no_grad():
-                model._init_weights(module)  # type: ignore[no-untyped-call]
+                model._init_weights(module)  # type: ignore[no-untyped-call]  # of a library
 
 
 class _Wanted:

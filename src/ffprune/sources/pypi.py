@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from ffprune.core.errors import ChecksumMismatch, MissingInput, NoNetwork, UnsafeFile
+from ffprune.models.checksum import sha256
 from ffprune.sources.base import PypiSource, describe, distribution
 from ffprune.sources.local import explain_full_disk
 
@@ -59,12 +59,6 @@ def fetch_member(source: PypiSource, cache_dir: Path) -> Path:
     with explain_full_disk(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         return _cached(source, folder) or _extract(source, _download(source, folder), folder)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fits(path: Path, wanted: str | None) -> bool:

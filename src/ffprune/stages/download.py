@@ -10,7 +10,7 @@ from ffprune.sources.split import join
 from ffprune.sources.text import fetch_splits
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.record import CALIBRATION, DENSE, TEST, VALIDATION
+from ffprune.stages.record import CALIBRATION, DENSE, DOWNLOADED, TEST, VALIDATION
 
 CACHE = Path(".ckpt/sources")
 """Fetched files are kept here, checked again by their checksums at every use; not an output."""
@@ -29,6 +29,6 @@ def run(ctx: StageContext) -> None:
         text = join(splits[name])
         artifacts.write_text(ctx.path(path), text)
         sizes[name] = {"articles": len(splits[name]), "characters": len(text)}
-    artifacts.write_json(ctx.path("metrics/download.json"), {"model": facts, "text": sizes})
+    artifacts.write_json(ctx.path(DOWNLOADED), {"model": facts, "text": sizes})
     ctx.log_dict("download.json", {"model": facts, "text": sizes})
     ctx.set_tags(model=str(facts["name"]))

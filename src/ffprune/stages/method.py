@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -89,8 +88,8 @@ def _keep(ctx: StageContext, shop: Workshop) -> None:
         dense = ctx.path(DENSE)
         save_model(shop.view.model, load_tokenizer(dense), folder, stored_dtype(dense))
     else:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        with artifacts.atomic_dir(folder):
+            pass
 
 
 def _folder(ctx: StageContext, sparsity: float) -> Path:

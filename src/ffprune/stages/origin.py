@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ffprune.evaluate.footprint import safetensors_bytes
 from ffprune.export.provenance import Provenance
 from ffprune.models.card_metadata import card_metadata, license_of
 from ffprune.stages.artifacts import read_json
 from ffprune.stages.lineage import read_lock
-from ffprune.stages.record import DENSE, PRUNED, REPAIRED, STAGES, SUMMARY, Stage, covers
+from ffprune.stages.record import DENSE, DOWNLOADED, PRUNED, REPAIRED, STAGES, SUMMARY, Stage, covers
 
-_DOWNLOAD = "metrics/download.json"
 #: Facts of metrics/download.json that identify the source model, with what a model card calls them.
 _SOURCE = {
     "name": "name",
@@ -55,7 +55,7 @@ def _text(value: object) -> str | None:
 
 def _of_project(root: Path, place: Path) -> Provenance:
     lock = read_lock(root / "dvc.lock")
-    file = root / _DOWNLOAD
+    file = root / DOWNLOADED
     facts: Mapping[str, Any] = read_json(file)["model"] if file.is_file() else {}
     beside = root / place.with_name(f"{place.name}.json")
     method = read_json(beside) if not covers(DENSE, place) and beside.is_file() else {}
@@ -116,8 +116,7 @@ def _results(root: Path, place: Path, lock: Mapping[str, Any]) -> dict[str, Any]
     summary = read_json(root / SUMMARY)
     rows = [summary["dense"], *summary["rows"]]
     row = next((row for row in rows if row.get("path") == place.as_posix()), None)
-    size = sum(file.stat().st_size for file in (root / place).glob("*.safetensors"))
-    if row is None or row["bytes"] != size:
+    if row is None or row["bytes"] != safetensors_bytes(root / place):
         return None
     return {"protocol": summary["protocol"], "dense": summary["dense"], "row": row}
 

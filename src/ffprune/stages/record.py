@@ -71,6 +71,7 @@ class Stage:
         return (*self.outs, *self.metrics, *self.plots, self.run_record)
 
 
+DOWNLOADED = "metrics/download.json"
 DENSE = "models/dense"
 CALIBRATION = "data/text/calibration.txt"
 VALIDATION = "data/text/validation.txt"
@@ -103,7 +104,7 @@ STAGES: tuple[Stage, ...] = (
         params=("model", "data"),
         deps=(),
         outs=(DENSE, CALIBRATION, VALIDATION, TEST),
-        metrics=("metrics/download.json",),
+        metrics=(DOWNLOADED,),
     ),
     Stage(
         name="calibrate",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ffprune.export.markdown import markdown_table
 from ffprune.stages.artifacts import read_json
 from ffprune.stages.record import SUMMARY
 
@@ -38,11 +38,6 @@ def result_rows(summary: dict[str, Any]) -> list[list[str]]:
 def markdown(summary: dict[str, Any]) -> str:
     """The table in Markdown."""
     return markdown_table(columns(summary), result_rows(summary))
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def print_table() -> None:

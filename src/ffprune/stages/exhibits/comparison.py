@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from ffprune.export.markdown import markdown_table
 from ffprune.stages.exhibits.bars import ratio_bars
 from ffprune.stages.exhibits.marks import color, panels, plain_ticks
 from ffprune.stages.exhibits.page import Rendered, perplexity_shown, recoveries, windows_shown
 from ffprune.stages.exhibits.results import Result, Setting, ratio, removed_prunable, removed_whole, text_of
-from ffprune.stages.table import markdown_table
 
 #: Further from the target than this, a method does not stand at equal removed parameters (share of the prunable).
 TOLERANCE = 0.005

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ffprune.core.tables import look_up
+from ffprune.export.markdown import markdown_table
 from ffprune.stages.exhibits.columns import TEXTS, Column, columns_of
 from ffprune.stages.exhibits.drawings import DRAWINGS
 from ffprune.stages.exhibits.page import Cell, Rendered, recoveries, windows_shown
@@ -22,7 +23,6 @@ from ffprune.stages.exhibits.results import (
     role_of,
     text_of,
 )
-from ffprune.stages.table import markdown_table
 
 NOT_RUN = "not run yet"
 NO_TRACES = "No Hessian traces yet: the stage sensitivity makes them."
