@@ -150,7 +150,17 @@ def _measure(
     view = ModelView(load_model(folder, torch.float32))
     alone = Workers(count=0, address=None, gpus=0)
     shop = Workshop(
-        recipe.label, recipe, study, view, calibration, lambda: search, torch.bfloat16, 0, alone, lambda _: NoStore()
+        name=recipe.label,
+        recipe=recipe,
+        study=study,
+        view=view,
+        calibration=calibration,
+        validation=lambda: search,
+        dtype=torch.float32,
+        trial_dtype=torch.bfloat16,
+        seed=0,
+        workers=alone,
+        store=lambda _: NoStore(),
     )
     shop.check()
     started = time.monotonic()

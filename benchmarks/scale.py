@@ -33,14 +33,14 @@ from ffprune.compress.follow import follow
 from ffprune.compress.levels import Levels
 from ffprune.compress.structured import prepare
 from ffprune.core.budget import Bounds
+from ffprune.core.gram import Gram
 from ffprune.core.importance import rank
 from ffprune.core.units import Allocation
 from ffprune.evaluate.logits import reduce_logits
 from ffprune.evaluate.reward import ModelReward
 from ffprune.models.curvature import output_curvature
 from ffprune.models.view import ModelView
-from ffprune.models.walk import collect
-from ffprune.stages.inputs import last_map
+from ffprune.stages.evidence import last_grams
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
 COMMAND = "python benchmarks/scale.py"
@@ -88,7 +88,6 @@ def measure(size: str) -> dict[str, Any]:
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     view = ModelView(model)
     windows = torch.randint(VOCABULARY, (WINDOWS, SEQLEN))
-    full = [last_map(view, index) for index in range(len(view.units))]
     ratios: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
 
     def beside(name: str, step: Callable[[], object], tokens: int, times: int = 3) -> None:
@@ -98,8 +97,11 @@ def measure(size: str) -> dict[str, Any]:
             pairs.append((_seconds(step), _seconds(lambda: _forward(view, windows)) * tokens / windows.numel()))
         ratios[name] = round(median(mine / bare for mine, bare in pairs), 3)
 
-    grams = collect(view, windows, full, BATCH)
-    beside("calibrate", lambda: collect(view, windows, full, BATCH), windows.numel())
+    def calibrate() -> list[Gram]:
+        return list(last_grams(view, windows, BATCH, torch.float32, whole=True))
+
+    grams = calibrate()
+    beside("calibrate", calibrate, windows.numel())
     generator = torch.Generator().manual_seed(0)
     beside(
         "curvature",
@@ -109,7 +111,7 @@ def measure(size: str) -> dict[str, Any]:
     )
     # A few layers are ranked and solved; the others are like them.
     few, share = range(2 * min(SAMPLED, layers)), layers / min(SAMPLED, layers)
-    squares = [_gram(grams[name].xx) for name in full]
+    squares = [_gram(gram.xx) for gram in grams]
     orders: list[Tensor] = []
 
     def ranking() -> None:

@@ -14,7 +14,7 @@ from ffprune.core.ridge import repair
 from ffprune.core.units import Allocation
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView, granule_indices
-from ffprune.models.walk import collect
+from tests.oracles.calibration import collect
 from tests.tiny import MODELS, VOCAB, spread
 
 WINDOWS = torch.randint(0, VOCAB, (6, 16), generator=torch.Generator().manual_seed(1))
@@ -58,6 +58,25 @@ def test_dense_inputs_repair_as_the_ridge_stage_does(view: ModelView) -> None:
         columns = granule_indices(kept, parts.width[parts.last_role])
         wanted = repair(parts.last.weight.detach(), gram.xx, columns, 0.01)
         torch.testing.assert_close(view.unit_linears(index).last.weight.detach(), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", [FLUCTUATION, *(name for name, row in CRITERIA.items() if not row.whole)])
+def test_what_reads_a_diagonal_cuts_alike_by_a_whole_gram(view: ModelView, criterion: str, monkeypatch) -> None:
+    other, allocation = ModelView(copy_model(view.model)), uniform(view.units, 0.4, BOUNDS)
+    cut(view, allocation, WINDOWS, 4, criterion, "none", 0.01, dense_inputs=False)
+    monkeypatch.setattr("ffprune.compress.cut.reads_whole_gram", lambda criterion, repair: True)
+    cut(other, allocation, WINDOWS, 4, criterion, "none", 0.01, dense_inputs=False)
+    for mine, theirs in zip(view.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_layers_in_bfloat16_give_nearly_the_same_cut(view: ModelView) -> None:
+    other, allocation = ModelView(copy_model(view.model)), uniform(view.units, 0.4, BOUNDS)
+    cut(view, allocation, WINDOWS, 4, "wanda_column", "ridge", 0.01, False)
+    cut(other, allocation, WINDOWS, 4, "wanda_column", "ridge", 0.01, False, torch.bfloat16)
+    mine, theirs = (model(WINDOWS, use_cache=False).logits for model in (view.model, other.model))
+    assert mine.dtype == theirs.dtype == torch.float32
+    assert 0 < (mine - theirs).norm() < 0.05 * mine.norm()
 
 
 def test_a_bias_makes_the_mean_output_exact(view: ModelView) -> None:

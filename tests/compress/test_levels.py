@@ -7,7 +7,7 @@ from torch import Tensor
 from ffprune.compress.levels import Levels, levels_within
 from ffprune.core.ridge import repair
 from ffprune.models.view import ModelView, granule_indices
-from ffprune.models.walk import collect
+from tests.oracles.calibration import collect
 from tests.tiny import VOCAB, llama, spread
 
 DAMPING = 0.01

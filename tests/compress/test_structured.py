@@ -11,7 +11,7 @@ from ffprune.core.ridge import repair
 from ffprune.core.units import Allocation
 from ffprune.models.surgery import copy_model, read_unit, set_unit, slice_model
 from ffprune.models.view import ModelView, granule_indices
-from ffprune.models.walk import collect
+from tests.oracles.calibration import collect
 from tests.tiny import VOCAB, llama, opt, spread
 
 BUILDERS = {"llama": llama, "opt": opt}

@@ -12,8 +12,8 @@ from ffprune.core.whitening import truncate
 from ffprune.models.blocks import dense_grams
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView
-from ffprune.models.walk import collect
 from tests.oracles import whitening as oracle
+from tests.oracles.calibration import collect
 from tests.tiny import MODELS, VOCAB, llama, opt, spread
 
 WINDOWS = torch.randint(VOCAB, (5, 20), generator=torch.Generator().manual_seed(1))

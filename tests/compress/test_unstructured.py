@@ -11,7 +11,7 @@ from ffprune.core.budget import Bounds
 from ffprune.core.units import Allocation
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView
-from ffprune.models.walk import collect
+from tests.oracles.calibration import collect
 from tests.tiny import MODELS, VOCAB, spread
 
 WINDOWS = torch.randint(0, VOCAB, (6, 16), generator=torch.Generator().manual_seed(1))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.models.blocks import BlockWalk
 from ffprune.models.view import ModelView
-from ffprune.models.walk import collect, watch_weighted
+from ffprune.models.watch import watch_weighted
+from tests.oracles.calibration import collect
 from tests.tiny import MODELS, VOCAB, spread
 
 WINDOWS = torch.randint(0, VOCAB, (5, 12), generator=torch.Generator().manual_seed(1))
@@ -48,6 +49,21 @@ def test_observes_what_the_whole_walk_collects(view: ModelView) -> None:
             torch.testing.assert_close(grams[role].xx, whole[f"layers.{block.index}.{role}"].xx, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(grams["o"].diag, whole[f"layers.{block.index}.o"].diag, rtol=1e-4, atol=1e-6)
         walk.advance(outputs)
+
+
+@pytest.mark.parametrize("role", ["o", "down"])
+def test_what_arrives_at_a_map_needs_no_layer_behind_it(view: ModelView, role: str, monkeypatch) -> None:
+    walk = BlockWalk(view, WINDOWS, batch_size=2)
+    walk.advance()
+    wanted = walk.observe((role,))[0][role]
+    monkeypatch.setattr(view.blocks[1].linears[role], "forward", lambda _: pytest.fail("the map itself ran"))
+    found, light = walk.arriving(role, whole=True), walk.arriving(role, whole=False)
+    assert torch.equal(found.xx, wanted.xx)
+    assert found.count == wanted.count
+    assert light.xx is None
+    torch.testing.assert_close(light.diag, wanted.diag, rtol=1e-5, atol=1e-6)
+    assert torch.equal(light.mean, wanted.mean)
+    assert not any(module._forward_pre_hooks for module in view.model.modules())
 
 
 def test_weights_tokens_by_their_squared_jacobian(view: ModelView) -> None:

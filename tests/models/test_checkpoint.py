@@ -24,9 +24,9 @@ from ffprune.models.blocks import BlockWalk
 from ffprune.models.checkpoint import load_model, load_tokenizer, save_model, stored_dtype
 from ffprune.models.surgery import mask_unit, read_unit, set_unit, slice_model
 from ffprune.models.view import ModelView
-from ffprune.models.walk import collect
 from ffprune.models.weights import placement
 from tests.models.conftest import CONFIGS, edit_tensors
+from tests.oracles.calibration import collect
 
 LOAD_ALL = """
 import sys

@@ -15,7 +15,7 @@ from ffprune.compress.cut import cut
 from ffprune.compress.follow import follow
 from ffprune.core.errors import ParameterError
 from ffprune.core.units import Allocation
-from ffprune.models import blocks, surgery, walk
+from ffprune.models import blocks, surgery, watch
 from ffprune.models.blocks import BlockWalk, dense_grams
 from ffprune.models.checkpoint import load_model, save_model
 from ffprune.models.masked_block import prune_in_turn
@@ -185,7 +185,7 @@ def test_a_device_map_and_turns_are_refused_together(folder: Path) -> None:
 
 def test_every_step_of_a_walk_is_on_the_device_of_the_layer(monkeypatch) -> None:
     """Fake tensors compute nothing, but refuse to mix devices; the meta device stands for a real one."""
-    for module in (walk, blocks):
+    for module in (watch, blocks):
         monkeypatch.setattr(module, "check_finite", lambda *_: None)
     monkeypatch.setattr(surgery, "_check_kept", lambda *_: None)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())

@@ -36,12 +36,14 @@ class Repair:
         paper: authors and year, or the paper's own name.
         section: where it is defined.
         biases: whether it gives the unit's last map a bias.
+        whole: whether it reads all of X^T X.
     """
 
     mend: Mend | None
     paper: str
     section: str
     biases: bool = False
+    whole: bool = True
 
 
 def _none(weight: Tensor, gram: Gram, kept: Tensor, damping: float) -> tuple[Tensor, None]:
@@ -60,9 +62,9 @@ def _bias(weight: Tensor, gram: Gram, kept: Tensor, damping: float) -> tuple[Ten
 
 
 REPAIRS: dict[str, Repair] = {
-    "none": Repair(_none, "-", "the cut stays as it is"),
+    "none": Repair(_none, "-", "the cut stays as it is", whole=False),
     "ridge": Repair(_ridge, "FF, SS", "FF Eq. 6-7, SS Eq. 3-10"),
-    "bias": Repair(_bias, "An et al. 2024", "FLAP: pruned channels are replaced by their mean", True),
+    "bias": Repair(_bias, "An et al. 2024", "FLAP: pruned channels are replaced by their mean", True, whole=False),
     "mean+ridge": Repair(affine_repair, "ffprune", "ridge on departures from the mean, and a bias", True),
     "stream": Repair(None, "ffprune", "ridge towards the dense residual stream, damping chosen on held-out text"),
 }
@@ -78,9 +80,18 @@ def rank_unit(criterion: str, parts: UnitLinears, gram: Gram, damping: float) ->
     weight, width = parts.last.weight.detach(), parts.width[parts.last_role]
     if criterion == FLUCTUATION:
         return by_scores(granule_scores(wifv(weight, gram), width).cpu())
-    assert gram.xx is not None
+    if gram.xx is None:
+        assert not CRITERIA[criterion].whole
+        xx = torch.diag(gram.diag)
+    else:
+        xx = gram.xx
     # An elimination is a long row of small products, each chosen by the one before: a GPU would only wait.
-    return rank(criterion, weight.cpu(), gram.xx.cpu(), width, damping)
+    return rank(criterion, weight.cpu(), xx.cpu(), width, damping)
+
+
+def reads_whole_gram(criterion: str | None, repair: str | None) -> bool:
+    """Whether ranking or repairing reads all of X^T X; its diagonal and means come much cheaper."""
+    return (criterion in CRITERIA and CRITERIA[criterion].whole) or REPAIRS[repair or "none"].whole
 
 
 def cut(
@@ -92,6 +103,7 @@ def cut(
     repair: str,
     damping: float,
     dense_inputs: bool,
+    dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Make a model physically smaller, in place.
@@ -108,6 +120,7 @@ def cut(
         repair: row of :data:`REPAIRS` that has a function.
         damping: of every Gram, relative to its mean diagonal.
         dense_inputs: calibrate on the dense model.
+        dtype: that layers multiply in; sums and repairs are float32 and float64.
         progress: told of layers done and in all.
 
     Raises:
@@ -118,23 +131,23 @@ def cut(
         look_up(CRITERIA, criterion, "criterion")
     mend = look_up(REPAIRS, repair, "repair").mend
     assert mend is not None, "follow() does this repair"
-    walk = BlockWalk(view, windows, batch_size)
+    walk, whole = BlockWalk(view, windows, batch_size, dtype), reads_whole_gram(criterion, repair)
     for block in view.blocks:
-        grams, outputs = walk.observe(("o", "down"))
+        grams, outputs = walk.observe(("o", "down") if whole else ()) if dense_inputs else ({}, None)
         for index in (2 * block.index, 2 * block.index + 1):
             parts, keep = view.unit_linears(index), allocation.kept[index]
             if keep == parts.granules:
                 continue
-            if parts.last_role == "down" and not dense_inputs:
-                grams, _ = walk.observe(("down",))
-            gram, weight = grams[parts.last_role], parts.last.weight.detach()
+            role = parts.last_role
+            gram = grams[role] if dense_inputs else walk.arriving(role, whole)
+            weight = parts.last.weight.detach()  # the layer is on the device from here on
             kept = torch.sort(rank_unit(criterion, parts, gram, damping).order[:keep]).values.to(weight.device)
-            columns = granule_indices(kept, parts.width[parts.last_role])
+            columns = granule_indices(kept, parts.width[role])
             weight, bias = mend(weight, gram, columns, damping)
             set_unit(view, index, read_unit(view, index).select(kept).replace_last(weight))
             if bias is not None:
                 _add_bias(parts.last, bias)
-        walk.advance(outputs if dense_inputs else None)
+        walk.advance(outputs)
         if progress is not None:
             progress(block.index + 1, len(view.blocks))
     write_layer_config(view.model.config, view)

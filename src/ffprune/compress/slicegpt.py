@@ -16,7 +16,7 @@ from ffprune.models.blocks import BlockWalk
 from ffprune.models.linear import linear_of
 from ffprune.models.surgery import param_count
 from ffprune.models.view import Block, ModelView
-from ffprune.models.walk import check_windows
+from ffprune.models.watch import check_windows
 
 
 @dataclass(frozen=True)

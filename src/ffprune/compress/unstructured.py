@@ -90,6 +90,7 @@ def prune(
     batch_size: int,
     how: WeightPruning,
     dense_inputs: bool,
+    dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[PrunedMatrix]:
     """Prune every prunable matrix of a model, in place.
@@ -104,6 +105,7 @@ def prune(
         batch_size: windows a forward pass.
         how: criterion, reconstruction, pattern, quantisation.
         dense_inputs: calibrate on the dense model's inputs.
+        dtype: that layers multiply in; sums and reconstruction are float32 and float64.
         progress: told of layers done and in all.
 
     Raises:
@@ -117,7 +119,7 @@ def prune(
             _prune_matrix(name, linear, Gram.zeros(linear.in_features, full=False), kept[name], how)
             for name, linear in view.prunable.items()
         ]
-    walk = BlockWalk(view, windows, batch_size)
+    walk = BlockWalk(view, windows, batch_size, dtype)
     # The sweep over columns is many small products: one matrix a thread is faster than several threads a product.
     workers = torch.get_num_threads() if view.model.device.type == "cpu" else 1
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -48,11 +48,13 @@ class Criterion:
         rank: (weight, xx, width, damping) -> ranking.
         paper: authors and year, or the paper's own name.
         section: where it is defined.
+        whole: whether it reads all of X^T X, not its diagonal alone.
     """
 
     rank: Rank
     paper: str
     section: str
+    whole: bool
 
 
 def by_scores(scores: Tensor) -> Ranking:
@@ -156,9 +158,11 @@ def _eliminate_groups(weight: Tensor, inverse: Tensor, width: int) -> tuple[Tens
 
 
 CRITERIA: dict[str, Criterion] = {
-    "activation_norm": Criterion(activation_norm, "SparsitySolver", "SS section 3.1"),
-    "wanda_column": Criterion(wanda_column, "FastForward Pruning", "FF section 2.1"),
-    "compensated_elimination": Criterion(compensated_elimination, "ffprune", "OBS (MS Eq. 2-3) on whole granules"),
+    "activation_norm": Criterion(activation_norm, "SparsitySolver", "SS section 3.1", whole=False),
+    "wanda_column": Criterion(wanda_column, "FastForward Pruning", "FF section 2.1", whole=False),
+    "compensated_elimination": Criterion(
+        compensated_elimination, "ffprune", "OBS (MS Eq. 2-3) on whole granules", whole=True
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from ffprune.core.errors import UnsupportedArchitecture
 from ffprune.core.gram import Gram
 from ffprune.core.stream import Moments
 from ffprune.models.view import ModelView
-from ffprune.models.walk import check_finite, check_windows, watch, watch_weighted
+from ffprune.models.watch import check_finite, check_windows, watch, watch_weighted
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class BlockWalk:
 
         Args:
             full: roles whose whole X^T X is wanted; the others get diagonal and mean.
-            weighted: tokens count by how much their unit depends on them (:func:`ffprune.models.walk.watch_weighted`).
+            weighted: tokens count by how much their unit depends on them (:func:`ffprune.models.watch.watch_weighted`).
 
         Returns:
             Role -> Gram (q, k and v share one, gate and up too, unless tokens are weighted) where the layer is, and the
@@ -169,6 +169,33 @@ class BlockWalk:
         with watching as grams:
             outputs = self._outputs(gradients=weighted)
         return {name.removeprefix(prefix): gram for name, gram in grams.items()}, outputs
+
+    def arriving(self, role: str, whole: bool) -> Gram:
+        """Statistics of one linear's input in the layer that comes next, which runs no further than that.
+
+        Args:
+            role: of the linear.
+            whole: whether all of X^T X is wanted, or diagonal and mean.
+
+        Raises:
+            NonFiniteLoss: statistics are not finite.
+        """
+        gram = Gram.zeros(self.view.blocks[self.position].linears[role].in_features, whole, self.arrive())
+
+        def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            gram.update(inputs[0])
+            raise _Enough
+
+        hook = self.view.blocks[self.position].linears[role].register_forward_pre_hook(stop)
+        try:
+            with torch.no_grad():
+                for batch, rows in enumerate(self.batches):
+                    with suppress(_Enough):
+                        self.forward(self.hidden[rows], batch)
+        finally:
+            hook.remove()
+        check_finite(f"layers.{self.position}.{role}", gram)
+        return gram
 
     def streams(self) -> dict[str, Tensor]:
         """The residual stream behind each unit of the layer that comes next, as the layer is now.
@@ -287,7 +314,11 @@ def _record(view: ModelView, batch: Tensor) -> tuple[Tensor, list[tuple[tuple[An
 
 
 def dense_grams(
-    view: ModelView, windows: Tensor, batch_size: int, full: Collection[str] | None = None
+    view: ModelView,
+    windows: Tensor,
+    batch_size: int,
+    full: Collection[str] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[dict[str, Gram]]:
     """Statistics of the dense model, one layer at a time.
 
@@ -299,6 +330,7 @@ def dense_grams(
         windows: int64 ``[n, seqlen]``, calibration text.
         batch_size: windows a forward pass.
         full: roles whose whole X^T X is wanted; None: all.
+        dtype: that layers multiply in.
 
     Yields:
         Role -> Gram, layer by layer; empty again when the next layer is asked for.
@@ -307,7 +339,7 @@ def dense_grams(
         ParameterError: there are no windows.
         NonFiniteLoss: statistics are not finite.
     """
-    walk = BlockWalk(view, windows, batch_size)
+    walk = BlockWalk(view, windows, batch_size, dtype)
     for block in view.blocks:
         grams, outputs = walk.observe(tuple(block.linears) if full is None else full)
         yield grams

@@ -24,8 +24,6 @@ from ffprune.models.blocks import dense_grams
 from ffprune.models.curvature import output_curvature
 from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
-from ffprune.models.walk import collect
-from ffprune.stages.inputs import last_map
 from ffprune.stages.sections import Fisher, Hutchinson
 
 Floats = NDArray[np.float64]
@@ -33,25 +31,20 @@ _LEVELS = 20
 """Levels of a matrix's loss curve: steps of 5% of its weights."""
 
 
-def outlier_shares(view: ModelView, windows: Tensor, batch_size: int, multiple: float) -> Floats:
+def outlier_shares(view: ModelView, windows: Tensor, batch_size: int, dtype: torch.dtype, multiple: float) -> Floats:
     """OWL: per matrix, the share of outliers among its layer's pooled Wanda scores, float64 ``[matrices]``."""
-    grams = collect(view, windows, (), batch_size)
     found = []
-    for block in view.blocks:
-        pooled = [
-            scores("wanda", linear.weight.detach(), grams[f"layers.{block.index}.{role}"], 0.0)
-            for role, linear in block.linears.items()
-        ]
+    for block, grams in zip(view.blocks, dense_grams(view, windows, batch_size, (), dtype), strict=True):
+        pooled = [scores("wanda", linear.weight.detach(), grams[role], 0.0) for role, linear in block.linears.items()]
         found += [outlier_share(pooled, multiple)] * len(pooled)
     return np.array(found)
 
 
-def granule_scores(view: ModelView, windows: Tensor, batch_size: int) -> list[Floats]:
+def granule_scores(view: ModelView, windows: Tensor, batch_size: int, dtype: torch.dtype) -> list[Floats]:
     """FLAP: per structured unit, the fluctuation score of every input column of its last map, float64 ``[n]``."""
-    grams = collect(view, windows, (), batch_size)
+    grams = last_grams(view, windows, batch_size, dtype, whole=False)
     return [
-        wifv(linear.weight.detach(), grams[last_map(view, index)]).cpu().numpy()
-        for index, linear in enumerate(view.last_maps)
+        wifv(linear.weight.detach(), gram).cpu().numpy() for linear, gram in zip(view.last_maps, grams, strict=True)
     ]
 
 
@@ -68,7 +61,14 @@ def unit_curves(
 
 
 def matrix_curves(
-    view: ModelView, windows: Tensor, batch_size: int, criterion: str, damping: float, fisher: Fisher, seed: int
+    view: ModelView,
+    windows: Tensor,
+    batch_size: int,
+    dtype: torch.dtype,
+    criterion: str,
+    damping: float,
+    fisher: Fisher,
+    seed: int,
 ) -> list[Floats]:
     """Per matrix, the predicted loss at equally spaced retentions when the criterion masks its weights.
 
@@ -80,7 +80,7 @@ def matrix_curves(
     )
     scope = SALIENCIES[criterion].scope
     found = []
-    for block, grams in zip(view.blocks, dense_grams(view, windows, batch_size), strict=True):
+    for block, grams in zip(view.blocks, dense_grams(view, windows, batch_size, None, dtype), strict=True):
         for role, linear in block.linears.items():
             weight, gram = linear.weight.detach(), grams[role]
             assert gram.xx is not None
@@ -107,7 +107,7 @@ def _curvatures(view: ModelView, maps: list[nn.Linear], windows: Tensor, fisher:
     return [found.mean for found in output_curvature(view, maps, chosen, fisher.batch_size, generator)]
 
 
-def last_grams(view: ModelView, windows: Tensor, batch_size: int) -> Iterator[Gram]:
-    """The Gram of every unit's last map, of one layer at a time."""
-    for grams in dense_grams(view, windows, batch_size, ("o", "down")):
+def last_grams(view: ModelView, windows: Tensor, batch_size: int, dtype: torch.dtype, whole: bool) -> Iterator[Gram]:
+    """The Gram of every unit's last map, of one layer at a time; ``whole`` or diagonal and mean."""
+    for grams in dense_grams(view, windows, batch_size, ("o", "down") if whole else (), dtype):
         yield from (grams["o"], grams["down"])

@@ -79,11 +79,6 @@ def validation_windows(ctx: StageContext, seqlen: int, key: str) -> Tensor:
     return sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), seqlen, 0, ctx.params.seed, key)
 
 
-def last_map(view: ModelView, index: int) -> str:
-    """Name of a unit's last linear map, such as ``layers.3.down``; its input's Gram repairs the unit."""
-    return f"layers.{view.block_of(index).index}.{view.unit_linears(index).last_role}"
-
-
 def write_grams(folder: Path, layer: int, grams: Mapping[str, Gram]) -> None:
     """A layer's full Grams, by role, in a file of its own: no more than one layer's need be in memory."""
     full = {role: gram.xx for role, gram in grams.items() if gram.xx is not None}

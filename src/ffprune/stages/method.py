@@ -47,6 +47,7 @@ def run(ctx: StageContext) -> None:
         calibration=calibration_windows(ctx, study.calibration.seqlen, count, key),
         validation=lambda: validation_windows(ctx, study.search.seqlen, "study.search.seqlen"),
         dtype=DTYPES[ctx.params.compute.dtype],
+        trial_dtype=DTYPES[ctx.params.compute.dtype],
         seed=ctx.params.seed,
         workers=ctx.workers,
         store=lambda sparsity: SearchStore(_folder(ctx, sparsity), shop.units),

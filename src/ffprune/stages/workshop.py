@@ -16,7 +16,7 @@ from ffprune.allocate.problem import Problem, Reward
 from ffprune.allocate.request import Allocator, Decision, Evidence, Looked, Need, Request
 from ffprune.allocate.search import Store
 from ffprune.compress import slicegpt, structured, svd_llm, unstructured
-from ffprune.compress.cut import REPAIRS, cut, rank_unit
+from ffprune.compress.cut import REPAIRS, cut, rank_unit, reads_whole_gram
 from ffprune.compress.follow import follow
 from ffprune.compress.levels import Levels
 from ffprune.compress.table import Compressor
@@ -33,10 +33,8 @@ from ffprune.models.blocks import dense_grams
 from ffprune.models.masked_block import prune_in_turn
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView
-from ffprune.models.walk import collect
 from ffprune.stages import evidence
 from ffprune.stages.cluster import check_installed, hired
-from ffprune.stages.inputs import last_map
 from ffprune.stages.recipes import rows_of
 from ffprune.stages.reward import trial_reward
 from ffprune.stages.sections import Recipe, Study, Workers
@@ -53,7 +51,8 @@ class Workshop:
         view: the dense model in float32; it is pruned in place.
         calibration: int64 ``[n, seqlen]`` windows.
         validation: gives int64 ``[n, seqlen]`` windows of a search's reward.
-        dtype: of a search's forward passes.
+        dtype: that layers multiply in while calibrating.
+        trial_dtype: of a search's forward passes.
         seed: of everything random.
         workers: how many processes try a search's policies.
         store: where the search at a sparsity keeps its state.
@@ -69,6 +68,7 @@ class Workshop:
     calibration: Tensor
     validation: Callable[[], Tensor]
     dtype: torch.dtype
+    trial_dtype: torch.dtype
     seed: int
     workers: Workers
     store: Callable[[float], Store]
@@ -152,7 +152,7 @@ class Workshop:
             width = slicegpt.dimensions(self.view.model.config.hidden_size, recipe.sparsity)
             return asdict(slicegpt.compress(self.view, width, self.calibration, self._batch, progress))
         if recipe.compressor == "svd_llm":
-            grams = dense_grams(self.view, self.calibration, self._batch)
+            grams = dense_grams(self.view, self.calibration, self._batch, dtype=self.dtype)
             found = svd_llm.compress(self.view, recipe.sparsity, grams, progress)
             damped = sum(matrix.damping > 0 for matrix in found.matrices)
             return {key: value for key, value in asdict(found).items() if key != "matrices"} | {"damped": damped}
@@ -162,8 +162,8 @@ class Workshop:
             assert recipe.criterion is not None
             given = self.view, decision.allocation, self.calibration, self._batch, recipe.criterion
             if recipe.repair == "stream":
-                return {"dampings": follow(*given, study.damping, progress=progress)}
-            cut(*given, recipe.repair or "none", study.damping, dense_inputs, progress)
+                return {"dampings": follow(*given, study.damping, self.dtype, progress)}
+            cut(*given, recipe.repair or "none", study.damping, dense_inputs, self.dtype, progress)
             return {}
         if recipe.compressor == "none" and recipe.quantize is None:
             return {}
@@ -176,7 +176,9 @@ class Workshop:
             weighted=recipe.tokens == "weighted",
         )
         allocation = decision.allocation if decision else Allocation.dense(self.view.weight_units)
-        matrices = unstructured.prune(self.view, allocation, self.calibration, self._batch, how, dense_inputs, progress)
+        matrices = unstructured.prune(
+            self.view, allocation, self.calibration, self._batch, how, dense_inputs, self.dtype, progress
+        )
         raised = {matrix.name: matrix.damping for matrix in matrices if matrix.damping > study.damping}
         return {"raised_damping": raised}
 
@@ -187,9 +189,10 @@ class Workshop:
     def _evidence(self) -> Evidence:
         """What the allocator needs to know of the dense model."""
         study, view, windows = self.study, self.view, self.calibration
+        given = view, windows, self._batch, self.dtype
         measures: dict[Need, Callable[[], Any]] = {
-            "outliers": lambda: evidence.outlier_shares(view, windows, self._batch, study.owl_multiple),
-            "granule_scores": lambda: evidence.granule_scores(view, windows, self._batch),
+            "outliers": lambda: evidence.outlier_shares(*given, study.owl_multiple),
+            "granule_scores": lambda: evidence.granule_scores(*given),
             "sensitivity": lambda: evidence.sensitivity(view, windows, study.hutchinson, self.seed),
             "curves": self._curves,
             "block_rates": self._block_rates,
@@ -199,10 +202,16 @@ class Workshop:
     def _curves(self) -> list[evidence.Floats]:
         study, view, windows, criterion = self.study, self.view, self.calibration, self.recipe.criterion
         if self.rows[1].granularity == "structured":
-            rankings = self._ranked(evidence.last_grams(view, windows, self._batch))
-            return evidence.unit_curves(view, rankings, windows, study.fisher, self.seed)
+            return evidence.unit_curves(view, self._ranked(self._last_grams()), windows, study.fisher, self.seed)
         assert criterion is not None
-        return evidence.matrix_curves(view, windows, self._batch, criterion, study.damping, study.fisher, self.seed)
+        return evidence.matrix_curves(
+            view, windows, self._batch, self.dtype, criterion, study.damping, study.fisher, self.seed
+        )
+
+    def _last_grams(self) -> Iterator[Gram]:
+        """The dense model's, of every unit's last map, with as much as ranking and repairing need."""
+        whole = reads_whole_gram(self.recipe.criterion, self.recipe.repair)
+        return evidence.last_grams(self.view, self.calibration, self._batch, self.dtype, whole)
 
     def _ranked(self, grams: Iterable[Gram]) -> list[Ranking]:
         """Every unit's granules, ranked once for trials and curves, by the Grams of last maps that come first."""
@@ -232,17 +241,16 @@ class Workshop:
         view = ModelView(copy_model(self.view.model))
         plan: structured.Plan | unstructured.MaskPlan
         if compressor.granularity == "structured":
-            full = [last_map(view, index) for index in range(len(view.units))]
-            grams = collect(view, self.calibration, full, self._batch)
-            last = [grams[name] for name in full]
+            last = list(self._last_grams())
             orders = [ranking.order for ranking in self._ranked(last)]
             repaired = [xx for gram in last if (xx := gram.xx) is not None] if recipe.repair in _BY_RIDGE else None
             levels = Levels(view, orders, repaired, study.damping) if repaired else None
-            plan = structured.prepare(view, orders, levels, self.dtype)
+            plan = structured.prepare(view, orders, levels, self.trial_dtype)
         else:
-            full = list(view.prunable) if SALIENCIES[recipe.criterion].needs_inverse else []
-            grams = collect(view, self.calibration, full, self._batch)
-            plan = unstructured.prepare(view, grams, recipe.criterion, study.damping, self.dtype)
+            full = None if SALIENCIES[recipe.criterion].needs_inverse else ()
+            layers = dense_grams(self.view, self.calibration, self._batch, full, self.dtype)
+            grams = {f"layers.{i}.{role}": gram for i, layer in enumerate(layers) for role, gram in layer.items()}
+            plan = unstructured.prepare(view, grams, recipe.criterion, study.damping, self.trial_dtype)
         return trial_reward(plan, self.units, self.validation(), allocator.reward, study.search, self.seed)
 
 

@@ -1,4 +1,4 @@
-"""The one calibration loop: windows of tokens through the model, a Gram per prunable linear out."""
+"""What enters the prunable linears while layers run: a Gram each, of tokens that count alike or by their weight."""
 
 from __future__ import annotations
 
@@ -13,44 +13,6 @@ from torch.utils.hooks import RemovableHandle
 from ffprune.core.errors import NonFiniteLoss, ParameterError
 from ffprune.core.gram import Gram
 from ffprune.models.view import ModelView, UnitLinears
-
-
-def collect(
-    view: ModelView,
-    windows: Tensor,
-    full: Collection[str],
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Gram]:
-    """Statistics of every prunable linear's input over calibration windows.
-
-    Linears that read the same input (q, k, v; gate, up) share one :class:`Gram` object. The LM head is
-    not run. The model is taken as it is: call ``model.eval()`` before.
-
-    Args:
-        view: the model's view.
-        windows: [n, seqlen] int64 token ids.
-        full: names from ``view.prunable`` whose whole X^T X is wanted; the others get diagonal and mean.
-        batch_size: windows per forward pass.
-        progress: called after each batch with windows done and windows in total.
-
-    Returns:
-        Name -> Gram over n * seqlen tokens, for all of ``view.prunable``, on the linear's device.
-
-    Raises:
-        ParameterError: ``full`` has a name that is not prunable, or there are no windows.
-        NonFiniteLoss: statistics are not finite; names the first such linear.
-    """
-    if unknown := sorted(set(full) - set(view.prunable)):
-        raise ParameterError(
-            f"Full statistics were asked for {unknown}",
-            f"Prunable linears are {next(iter(view.prunable))!r} to {next(reversed(view.prunable))!r}",
-            "Use names from ModelView.prunable",
-        )
-    check_windows(windows, batch_size)
-    with watch(view, range(len(view.blocks)), full) as grams:
-        _stream(view, windows, batch_size, progress)
-    return {name: grams[name] for name in view.prunable}
 
 
 def check_windows(windows: Tensor, batch_size: int) -> None:
@@ -169,16 +131,6 @@ def _weigher(
         return output.detach()
 
     return weigh
-
-
-def _stream(view: ModelView, windows: Tensor, batch_size: int, progress: Callable[[int, int], None] | None) -> None:
-    decoder = view.model.get_decoder()  # type: ignore[no-untyped-call]
-    with torch.inference_mode():
-        for start in range(0, len(windows), batch_size):
-            batch = windows[start : start + batch_size].to(view.model.device)
-            decoder(input_ids=batch, use_cache=False)
-            if progress is not None:
-                progress(start + len(batch), len(windows))
 
 
 def _shared_inputs(view: ModelView, layers: Collection[int]) -> list[tuple[str, ...]]:
