@@ -23,6 +23,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from ffprune.stages.artifacts import read_json
+from ffprune.stages.environment import share_of_threads
 from ffprune.stages.execution import Outcome, summarise_execution
 from ffprune.stages.graph import Plan, read_plan
 from ffprune.stages.params import load_params
@@ -66,7 +67,7 @@ class Execution:
                     Output(self._echo, lambda line: self._log(name, line)),
                     force=self.force,
                     terminal=self.terminal,
-                    variables={PARENT_VARIABLE: self.parent},
+                    variables={PARENT_VARIABLE: self.parent, **share_of_threads(self.workers)},
                 )
             self.outcomes[name] = done.outcome
             if done.outcome == "failed":

@@ -11,7 +11,7 @@ import typer
 
 from ffprune.core.errors import FfpruneError
 from ffprune.stages.environment import quieten
-from ffprune.stages.record import METHOD, STAGES, Stage
+from ffprune.stages.record import DECIDE, METHOD, STAGES, Stage
 
 # Everything heavy is imported inside the commands: `ffprune --help` answers at once.
 app = typer.Typer(
@@ -26,11 +26,14 @@ app.add_typer(profile, name="profile")
 app.add_typer(params, name="params")
 
 
+Workers = Annotated[int, typer.Option(min=1, help="Stages that may run at the same time; they share the processors.")]
+
+
 @app.command()
 def run(
     stages: Annotated[list[str] | None, typer.Argument(help="Only these stages and what they need.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the stages even when nothing changed.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Stages that may run at the same time.")] = 1,
+    workers: Workers = 1,
 ) -> None:
     """Run the pipeline: DVC decides what is stale, Prefect runs it, MLflow records it."""
     from ffprune.stages.launch import launch
@@ -52,20 +55,20 @@ Show = Annotated[bool, typer.Option("--show", help="Run nothing; show what has b
 
 
 @app.command()
-def reproduce(exhibit: str, model: Model = None, full: Full = False, show: Show = False) -> None:
+def reproduce(exhibit: str, model: Model = None, full: Full = False, show: Show = False, workers: Workers = 1) -> None:
     """Make a paper's table or figure again: ff-table-2, ss-fig-6, ms-table-4 ..."""
     from ffprune.stages.study import reproduce_exhibit
 
-    if not reproduce_exhibit(exhibit, model, full, run=not show):
+    if not reproduce_exhibit(exhibit, model, full, 0 if show else workers):
         sys.exit(1)
 
 
 @app.command()
-def compare(model: Model = None, full: Full = False, show: Show = False) -> None:
+def compare(model: Model = None, full: Full = False, show: Show = False, workers: Workers = 1) -> None:
     """Set all methods side by side at equal removed parameters."""
     from ffprune.stages.study import compare
 
-    if not compare(model, full, run=not show):
+    if not compare(model, full, 0 if show else workers):
         sys.exit(1)
 
 
@@ -148,10 +151,12 @@ def params_check() -> None:
         check_budget(read_view(DENSE), given, Path(LATENCY))
     if given.methods:
         # Tables of methods come with all that they need; only who has methods waits for it.
+        from ffprune.stages.compressing import check_save
         from ffprune.stages.recipes import check_onload
 
         for name, recipe in given.methods.items():
             check_onload(name, recipe, given.compute)
+            check_save(name, recipe)
     print(f"{PARAMS_FILE}: every parameter is known and valid")
 
 
@@ -171,10 +176,15 @@ for _stage in STAGES:
     app.command(_stage.name, help=_stage.help, rich_help_panel="Stages")(_stage_command(_stage))
 
 
-@app.command(METHOD.name, help=METHOD.help, rich_help_panel="Stages")
-def method(name: Annotated[str, typer.Argument(help="An entry of the section `methods`.")]) -> None:
-    """Run the stage of one entry."""
-    _stage_command(METHOD.of(name))()
+def _entry_command(stage: Stage) -> Callable[[str], None]:
+    def command(name: Annotated[str, typer.Argument(help="An entry of the section `methods`.")]) -> None:
+        _stage_command(stage.of(name))()
+
+    return command
+
+
+for _stage in (DECIDE, METHOD):
+    app.command(_stage.name, help=_stage.help, rich_help_panel="Stages")(_entry_command(_stage))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ffprune.stages.environment import share_of_threads
 from ffprune.stages.params import load_params
 from ffprune.stages.tracking import Store, open_store
 from tests.toy import make_repo, wait_until
@@ -115,3 +116,13 @@ def test_a_stopped_flow_leaves_no_stage_behind(make: MakeRepo, number: signal.Si
     assert not left
     process.wait(60)
     assert process.returncode != 0
+
+
+def test_stages_at_once_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert share_of_threads(1) == {}
+    assert share_of_threads(3) == {"OMP_NUM_THREADS": "2"}
+    assert share_of_threads(20) == {"OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert share_of_threads(3) == {}

@@ -1,4 +1,4 @@
-"""Every allocator and compressor as the stage `method` of a tiny project; what cannot work is refused first."""
+"""Every allocator and compressor as the stages `decide` and `method` of a tiny project; what cannot work is refused."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import torch
 from ffprune.allocate.guided import Guidance
 from ffprune.allocate.table import ALLOCATORS
 from ffprune.compress.table import COMPRESSORS
-from ffprune.core.errors import FfpruneError, ParameterError, UnreachableSparsity, UnsupportedArchitecture
+from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, UnreachableSparsity, UnsupportedArchitecture
 from ffprune.core.outcome import Outcome
 from ffprune.core.units import Allocation
 from ffprune.evaluate.perplexity import perplexity
 from ffprune.evaluate.reward import ModelReward
 from ffprune.models.checkpoint import load_model
 from ffprune.models.surgery import param_count
-from ffprune.stages.context import Nowhere, StageContext
+from ffprune.stages.context import Nowhere, Sink, StageContext
 from ffprune.stages.inputs import sample_windows
-from ffprune.stages.record import METHOD, TEST, stage_named
+from ffprune.stages.record import DECIDE, DECISION, METHOD, TEST, stage_named
 from ffprune.stages.run import call
 from ffprune.stages.sections import Params
 from tests.stages.tiny_project import MODELS, params, write_sources
@@ -88,9 +88,9 @@ def values(name: str, entry: dict[str, Any], **changes: Any) -> Params:
     return params(methods={name: entry}, **changes)
 
 
-def run_method(name: str, entry: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    stage = METHOD.of(name)
-    call(stage, StageContext(stage, values(name, entry, **changes)))
+def run_method(name: str, entry: dict[str, Any], sink: Sink | None = None, **changes: Any) -> dict[str, Any]:
+    for stage in (DECIDE.of(name), METHOD.of(name)):
+        call(stage, StageContext(stage, values(name, entry, **changes), sink))
     found: dict[str, Any] = json.loads(Path(stage.metrics[0]).read_text())
     return found
 
@@ -224,10 +224,9 @@ def test_a_killed_search_goes_on_and_another_seed_begins_anew(
     def run(die_at: int | None = None, seed: int = 0) -> tuple[dict[str, Any], list[int], int]:
         """The stage's result, the trials it told of, and how often it asked the pruned model."""
         asked.clear()
-        sink, stage = Watched(die_at), METHOD.of(name)
+        sink, found = Watched(die_at), {}
         with pytest.raises(KeyboardInterrupt) if die_at is not None else nullcontext():
-            call(stage, StageContext(stage, values(name, RECIPES[name], seed=seed), sink))
-        found = json.loads(Path(stage.metrics[0]).read_text()) if die_at is None else {}
+            found = run_method(name, RECIPES[name], sink, seed=seed)
         return found, sink.trials, len(asked)
 
     whole, told, total = run()
@@ -267,7 +266,7 @@ def test_what_does_not_go_together_is_refused_before_work(
     projects: dict[str, Path], monkeypatch: pytest.MonkeyPatch, entry: dict[str, Any], said: list[str]
 ) -> None:
     monkeypatch.chdir(projects["llama"])
-    monkeypatch.setattr("ffprune.stages.method.load", lambda *given: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("ffprune.stages.decide.load", lambda *given: pytest.fail("a model was loaded"))
     with pytest.raises(ParameterError) as caught:
         run_method("wrong", entry)
     assert all(word in str(caught.value) for word in said), str(caught.value)
@@ -293,3 +292,37 @@ def test_what_the_model_cannot_do_is_refused_before_work(
     with pytest.raises(kind, match=said):
         run_method("wrong", entry)
     assert not Path("metrics/methods/wrong.json").exists()
+
+
+def test_what_is_only_measured_makes_no_search_again(projects: dict[str, Path]) -> None:
+    entry, other = RECIPES["fastforward"], RECIPES["fastforward"] | {"zero_shot": True, "save": True, "label": "other"}
+    stages = DECIDE.of("x"), METHOD.of("x")
+    changed = {"text": "elsewhere.txt"}
+    for stage, same in zip(stages, (True, False), strict=True):
+        before = StageContext(stage, values("x", entry)).param_values
+        assert (before == StageContext(stage, values("x", other)).param_values) is same
+        assert (before == StageContext(stage, values("x", entry, study={"texts": changed})).param_values) is same
+        assert before != StageContext(stage, values("x", entry | {"sparsity": 0.3})).param_values
+
+
+def test_a_method_that_was_not_decided_says_what_is_missing(
+    projects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(projects["llama"])
+    stage = METHOD.of("undecided")
+    with pytest.raises(MissingInput, match=r"decisions/undecided\.json.*decide@undecided"):
+        call(stage, StageContext(stage, values("undecided", RECIPES["wanda"])))
+
+
+def test_one_decision_can_be_cut_and_measured_in_several_ways(
+    projects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(projects["llama"])
+    first = run_method("eas", RECIPES["eas"])
+    stage = METHOD.of("eas")
+    call(stage, StageContext(stage, values("eas", RECIPES["eas"] | {"speed": True})))
+    again = json.loads(Path(stage.metrics[0]).read_text())
+    assert again["speed"]
+    for key in ("policy", "episodes", "perplexity"):
+        assert again[key] == first[key]
+    assert again["seconds"]["decide"] == json.loads(Path(DECISION.replace("${key}", "eas")).read_text())["seconds"]

@@ -13,6 +13,7 @@ from ffprune.compress.table import COMPRESSORS
 from ffprune.core.errors import ParameterError
 from ffprune.core.importance import CRITERIA
 from ffprune.core.saliency import SALIENCIES
+from ffprune.stages.compressing import check_save
 from ffprune.stages.exhibits.papers import comparison_methods, exhibits
 from ffprune.stages.recipes import catalogue, check_onload, print_catalogue, rows_of
 from ffprune.stages.sections import Compute, Recipe
@@ -95,7 +96,9 @@ COMPUTE = {
 )
 def test_what_cannot_work_is_refused(parts: dict[str, Any], said: list[str]) -> None:
     with pytest.raises(ParameterError) as caught:
-        rows_of("toy", Recipe(**{**PLAIN, **parts}))
+        entry = Recipe(**{**PLAIN, **parts})
+        rows_of("toy", entry)
+        check_save("toy", entry)
     assert all(words in str(caught.value) for words in said), str(caught.value)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ffprune.stages.params import read_yaml
-from ffprune.stages.record import FIGURES, METHOD, STAGES, Stage, covers
+from ffprune.stages.record import DECIDE, FIGURES, METHOD, STAGES, Stage, covers
 from tests.stages.import_closure import closure
 from tests.toy import REPO
 
@@ -27,11 +27,11 @@ def entry_of(stage: Stage) -> dict[str, Any]:
     return entry
 
 
-each_stage = pytest.mark.parametrize("stage", (*STAGES, METHOD), ids=lambda stage: stage.name)
+each_stage = pytest.mark.parametrize("stage", (*STAGES, DECIDE, METHOD), ids=lambda stage: stage.name)
 
 
 def test_the_stages_are_the_same_in_the_same_order() -> None:
-    assert list(PIPELINE) == [stage.name for stage in (*STAGES, METHOD)]
+    assert list(PIPELINE) == [stage.name for stage in (*STAGES, DECIDE, METHOD)]
 
 
 @each_stage

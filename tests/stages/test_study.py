@@ -64,6 +64,13 @@ def test_a_study_has_the_methods_of_what_was_asked_and_keeps_what_people_changed
     assert "# mine" in (folder / "params.yaml").read_text()
     assert set(later["params.yaml"]["methods"]) > set(first["params.yaml"]["methods"])
     assert later["dvc.yaml"] == first["dvc.yaml"]
+    # A table that asks for more than perplexity adds to what is measured, and one that does not takes nothing away.
+    for table in ("ms-table-3", "ms-table-2"):
+        study._open("tiny", exhibit(table).recipes(False))
+        asked = files(folder)["params.yaml"]["methods"]
+        assert {name for name, recipe in asked.items() if recipe["zero_shot"]} == set(
+            exhibit("ms-table-3").recipes(False)
+        )
 
 
 def test_a_studys_pipeline_finds_its_code_and_every_text(project: Path) -> None:
@@ -103,13 +110,13 @@ def test_studies_share_the_projects_documents_of_tasks(project: Path) -> None:
 
 def test_wrong_names_are_refused_with_those_there_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParameterError, match=r"ff-table-9.*ff-table-2"):
-        study.reproduce_exhibit("ff-table-9", "tiny", full=False, run=True)
+        study.reproduce_exhibit("ff-table-9", "tiny", full=False, workers=1)
     with pytest.raises(ParameterError, match="'gpt-5'.*tiny"):
-        study.reproduce_exhibit("ms-table-1", "gpt-5", full=False, run=True)
+        study.reproduce_exhibit("ms-table-1", "gpt-5", full=False, workers=1)
     assert not Path("studies").exists()
     monkeypatch.chdir(project / "profiles")
     with pytest.raises(MissingInput, match="profiles/"):
-        study.compare("tiny", full=False, run=True)
+        study.compare("tiny", full=False, workers=1)
 
 
 def ffprune(*words: str) -> subprocess.CompletedProcess[str]:
@@ -126,10 +133,11 @@ def test_a_table_is_made_once_and_shown_again(
     monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     recipes = exhibit("ms-table-1").recipes(False)
-    first = ffprune("reproduce", "ms-table-1", "--model", "tiny")
+    first = ffprune("reproduce", "ms-table-1", "--model", "tiny", "--workers", "2")
     assert first.returncode == 0, first.stdout + first.stderr
     done = dict(re.findall(r"^method@(\S+): (\w+)", first.stdout, flags=re.MULTILINE))
     assert done == dict.fromkeys(recipes, "Completed")
+    assert re.findall(r"^decide@(\S+): Completed", first.stdout, flags=re.MULTILINE)
     assert "Printed in the paper" in first.stdout
     folder = project / "studies" / "tiny"
     page = (folder / "reports" / "ms-table-1.md").read_text()

@@ -29,6 +29,16 @@ def quieten() -> None:
         os.environ.setdefault(name, value)
 
 
+def share_of_threads(workers: int) -> dict[str, str]:
+    """What a stage that runs beside others is told: its part of the processors, unless the user has said otherwise.
+
+    On two cores two single-threaded methods took two thirds of the time that they took one after the other.
+    """
+    if workers == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+
+
 def prepare_prefect(root: Path) -> bool:
     """Set Prefect's home and server; returns whether a server is up (else the flow starts its own)."""
     os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))

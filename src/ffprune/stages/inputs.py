@@ -18,7 +18,7 @@ from ffprune.models.windows import token_windows
 from ffprune.stages.artifacts import read_metadata, read_tensors, require, write_tensors
 from ffprune.stages.context import StageContext
 from ffprune.stages.record import CALIBRATION, DENSE, VALIDATION
-from ffprune.stages.sections import Compute
+from ffprune.stages.sections import Compute, Recipe, Study
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -72,6 +72,13 @@ def sample_windows(folder: Path, text: Path, seqlen: int, count: int, seed: int,
 def calibration_windows(ctx: StageContext, seqlen: int, count: int, key: str, salt: int = 0) -> Tensor:
     """:func:`sample_windows` of the calibration text, by the run's seed; another ``salt`` is another draw."""
     return sample_windows(ctx.path(DENSE), ctx.path(CALIBRATION), seqlen, count, ctx.params.seed + salt, key)
+
+
+def recipe_windows(ctx: StageContext, name: str, recipe: Recipe, study: Study) -> Tensor:
+    """Calibration windows of an entry of ``methods``, as many as it asks for, else the study's."""
+    count = recipe.calibration_windows or study.calibration.windows
+    key = f"methods.{name}.calibration_windows" if recipe.calibration_windows else "study.calibration.windows"
+    return calibration_windows(ctx, study.calibration.seqlen, count, key)
 
 
 def validation_windows(ctx: StageContext, seqlen: int, key: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,29 +29,51 @@ class Scoped(Generic[P]):
 
     def __init__(self, params: P, sections: Iterable[str], reader: str) -> None:
         self._params, self._reader = params, reader
-        # 'methods.NAME' declares one entry of a section, 'search.budget' one field.
-        self._entries = {section: entry for section, _, entry in (name.partition(".") for name in sections)}
-        self._sections = frozenset(self._entries)
+        # 'methods.NAME' declares one entry of a section, 'search.budget' one field: section -> what of it, '' for all.
+        self._parts: dict[str, list[str]] = {}
+        for section, _, part in (name.partition(".") for name in sections):
+            self._parts.setdefault(section, []).append(part)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if name in type(self._params).model_fields and name not in self._sections:
+        if name in type(self._params).model_fields and name not in self._parts:
             raise UndeclaredSection(
                 f"{self._reader} reads the parameter section '{name}' without declaring it: "
                 f"add it to the stage's params in ffprune/stages/record.py and in dvc.yaml"
             )
-        found = getattr(self._params, name)
-        entry = self._entries.get(name)
-        if not entry:
+        found, parts = getattr(self._params, name), self._parts.get(name, [""])
+        if "" in parts:
             return found
-        # A field of a section is seen alone; an entry of a mapping, as the mapping that has only it.
-        return Scoped(found, [entry], self._reader) if isinstance(found, BaseModel) else {entry: found[entry]}
+        # Fields of a section are seen alone; entries of a mapping, as the mapping that has only them.
+        if isinstance(found, BaseModel):
+            return Scoped(found, parts, self._reader)
+        entries = dict.fromkeys(part.partition(".")[0] for part in parts)
+        return {
+            entry: Scoped(found[entry], inner, self._reader) if (inner := _inside(parts, entry)) else found[entry]
+            for entry in entries
+        }
 
     def values(self) -> dict[str, Any]:
         """The declared sections as plain values, for tracking and fingerprints."""
-        include = {section: {entry} if entry else True for section, entry in self._entries.items()}
-        return self._params.model_dump(mode="json", include=include)
+        return self._params.model_dump(mode="json", include=_included(self._parts))
+
+
+def _inside(parts: Iterable[str], entry: str) -> list[str]:
+    """What of an entry is declared; empty for all of it."""
+    inner = [part.partition(".")[2] for part in parts if part.partition(".")[0] == entry]
+    return [] if "" in inner else inner
+
+
+def _included(parts: Mapping[str, list[str]]) -> dict[str, Any]:
+    """As pydantic wants to be told what to write."""
+    found: dict[str, Any] = {}
+    for section, names in parts.items():
+        inner: dict[str, list[str]] = {}
+        for head, _, rest in (name.partition(".") for name in names):
+            inner.setdefault(head, []).append(rest)
+        found[section] = True if "" in names else _included(inner)
+    return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

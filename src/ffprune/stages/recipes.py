@@ -23,7 +23,7 @@ def rows_of(name: str, recipe: Recipe) -> tuple[Allocator, Compressor]:
 
     Args:
         name: of the entry, for messages.
-        recipe: the entry.
+        recipe: the entry; what is only measured or kept (``save``) is not read.
 
     Raises:
         ParameterError: an unknown name, or parts that do not go together.
@@ -43,13 +43,6 @@ def rows_of(name: str, recipe: Recipe) -> tuple[Allocator, Compressor]:
             f"{where}.quantize was asked for with compressor {recipe.compressor}",
             f"GPTQ follows {_names(n for n, row in COMPRESSORS.items() if row.quantises)}",
             "Change the compressor, or set quantize to null",
-        )
-    if recipe.save and not compressor.saves:
-        raise ParameterError(
-            f"{where}.save was asked for with compressor {recipe.compressor}",
-            "Its shortcuts and factors have no place in a model of this family; models can be saved of "
-            f"{_names(n for n, row in COMPRESSORS.items() if row.saves)}",
-            "Set save to false",
         )
     if recipe.tokens == "weighted" and not compressor.quantises:
         raise ParameterError(

@@ -44,6 +44,7 @@ class Stage:
             self,
             name=f"{self.name}@{key}",
             params=filled(self.params),
+            deps=filled(self.deps),
             outs=filled(self.outs),
             metrics=filled(self.metrics),
             plots=filled(self.plots),
@@ -94,6 +95,7 @@ REPAIRED = "models/repaired"
 EVALUATION = "metrics/evaluation.json"
 SUMMARY = "metrics/summary.json"
 FIGURES = "reports/figures"
+DECISION = "data/decisions/${key}.json"
 
 _SEARCHED_WITH = (DENSE, VALIDATION, GRAMS, TRACES, ORDER, CURVES, LEVELS, LATENCY)
 
@@ -189,12 +191,61 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 
-#: One stage for every entry of the section ``methods``, beside the pipeline.
+#: Two stages for every entry of the section ``methods``, beside the pipeline.
+DECIDE = Stage(
+    name="decide",
+    help="Decide how much of every unit stays in one method of the section `methods`.",
+    # What is only measured or kept is not among these: no search is made again for another text or task.
+    params=(
+        *(
+            f"methods.${{key}}.{field}"
+            for field in (
+                "sparsity",
+                "allocator",
+                "compressor",
+                "criterion",
+                "repair",
+                "pattern",
+                "tokens",
+                "calibration_windows",
+                "quantize",
+                "trials",
+                "first",
+            )
+        ),
+        "study.calibration",
+        "study.damping",
+        "study.min_keep",
+        "study.owl_multiple",
+        "study.owl_half_width",
+        "study.rank_half_width",
+        "study.fisher",
+        "study.hutchinson",
+        "study.search",
+        "compute",
+        "seed",
+    ),
+    deps=(DENSE, CALIBRATION, VALIDATION),
+    outs=(DECISION,),
+    each="methods",
+)
 METHOD = Stage(
     name="method",
-    help="Run one method of the section `methods`: decide, prune, measure.",
-    params=("methods.${key}", "study", "compute", "seed"),
-    deps=(DENSE, CALIBRATION, VALIDATION, "${study.texts}", "${study.zero_shot.data}"),
+    help="Prune and measure one method of the section `methods`.",
+    params=(
+        "methods.${key}",
+        "study.calibration",
+        "study.texts",
+        "study.windows",
+        "study.seqlen",
+        "study.batch_size",
+        "study.damping",
+        "study.zero_shot",
+        "study.speed",
+        "compute",
+        "seed",
+    ),
+    deps=(DENSE, CALIBRATION, DECISION, "${study.texts}", "${study.zero_shot.data}"),
     outs=("models/methods/${key}",),
     metrics=("metrics/methods/${key}.json",),
     each="methods",
@@ -214,4 +265,6 @@ def covers(declared: str, path: PurePath) -> bool:
 def maker_of(path: Path) -> str | None:
     """Name of the stage that writes ``path`` (relative to the workspace), if any does."""
     relative = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
-    return next((s.name for s in STAGES if any(covers(out, relative) for out in s.written)), None)
+    # An entry's files bear its name, with or without an ending.
+    entries = [stage.of(key) for stage in (DECIDE, METHOD) for key in (relative.stem, *relative.parts)]
+    return next((s.name for s in (*STAGES, *entries) if any(covers(out, relative) for out in s.written)), None)

@@ -32,17 +32,17 @@ from ffprune.stages.tracking import open_store, start_parent
 FOLDER = Path("studies")
 REPORTS = Path("reports")
 #: Stages of the project that a study has.
-STAGES = ("download", "calibrate", "sensitivity", "method")
+STAGES = ("download", "calibrate", "sensitivity", "decide", "method")
 
 
-def reproduce_exhibit(name: str, model: str | None, full: bool, run: bool) -> bool:
+def reproduce_exhibit(name: str, model: str | None, full: bool, workers: int) -> bool:
     """Run what a table or figure needs, then print and write it.
 
     Args:
         name: such as ``ff-table-2``.
         model: a profile; None: the one in use.
         full: the paper's size instead of the short one.
-        run: False only shows what has been measured.
+        workers: methods at the same time; 0: run none, only show what has been measured.
 
     Returns:
         Whether every stage succeeded.
@@ -54,7 +54,7 @@ def reproduce_exhibit(name: str, model: str | None, full: bool, run: bool) -> bo
     recipes = chosen.recipes(full)
     study, folder = _open(model, recipes)
     what, needed = f"{chosen.heading}: {chosen.title}, on {study}", ["sensitivity"] if chosen.traces else []
-    done = not run or _run(folder, what, chosen.minutes.of(full), recipes, needed)
+    done = not workers or _run(folder, what, chosen.minutes.of(full), workers, recipes, needed)
     traces = folder / TRACES
     shown = render(
         chosen,
@@ -67,12 +67,13 @@ def reproduce_exhibit(name: str, model: str | None, full: bool, run: bool) -> bo
     return done
 
 
-def compare(model: str | None, full: bool, run: bool) -> bool:
+def compare(model: str | None, full: bool, workers: int) -> bool:
     """Every method beside the others at equal removed parameters; arguments as :func:`reproduce_exhibit`."""
     methods = comparison_methods()
     recipes = methods.recipes(full)
     study, folder = _open(model, recipes)
-    done = not run or _run(folder, f"{len(recipes)} methods on {study}", methods.minutes.of(full), recipes)
+    what = f"{len(recipes)} methods on {study}"
+    done = not workers or _run(folder, what, methods.minutes.of(full), workers, recipes)
     everything = load_params(folder / PARAMS_FILE).methods
     _publish(folder, "comparison", comparison(_results(folder, everything), _setting(folder, study)))
     return done
@@ -100,7 +101,8 @@ def _open(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path]:
     yaml = YAML()  # round trip: comments stay
     yaml.width = 120
     values = yaml.load(text)
-    values["methods"] = {**(values["methods"] or {}), **recipes}
+    known = values["methods"] or {}
+    values["methods"] = {**known, **{name: _with(recipe, known.get(name, {})) for name, recipe in recipes.items()}}
     if new:
         values["study"]["zero_shot"]["data"] = _shared(load_params().study.zero_shot.data)
     out = io.StringIO()
@@ -111,6 +113,11 @@ def _open(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path]:
     if not (folder / "dvc.yaml").is_file():
         write_text(folder / "dvc.yaml", pipeline(Path("dvc.yaml").read_text(), list(values["study"]["texts"])))
     return name, folder
+
+
+def _with(recipe: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe that is also asked and kept for what the entry of its name was asked and kept for before."""
+    return {**recipe, **{key: recipe[key] or known.get(key, False) for key in ("zero_shot", "speed", "save")}}
 
 
 def _shared(data: str) -> str:
@@ -147,11 +154,14 @@ def pipeline(text: str, texts: Sequence[str]) -> str:
     return out.getvalue()
 
 
-def _run(folder: Path, what: str, minutes: int, recipes: Iterable[str], besides: Sequence[str] = ()) -> bool:
+def _run(
+    folder: Path, what: str, minutes: int, workers: int, recipes: Iterable[str], besides: Sequence[str] = ()
+) -> bool:
     """The pipeline's own flow, in the study; says what it will cost before it starts."""
     print(f"{what}; about {minutes} minutes on two cores with the default model, if nothing is cached", flush=True)
     stages = [*(METHOD.of(key).name for key in recipes), *besides]
-    return subprocess.run([sys.executable, "-m", "ffprune", "run", *stages], cwd=folder, check=False).returncode == 0
+    words = [sys.executable, "-m", "ffprune", "run", "--workers", str(workers), *stages]
+    return subprocess.run(words, cwd=folder, check=False).returncode == 0
 
 
 def _results(folder: Path, names: Mapping[str, Any]) -> dict[str, Result]:

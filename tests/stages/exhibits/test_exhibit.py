@@ -93,7 +93,7 @@ def test_the_protocol_stands_under_the_table() -> None:
 
 def test_zero_shot_averages_what_was_asked_and_counts_it() -> None:
     results = made_up("ff-table-1")
-    results["flap-20-zs"]["zero_shot"] = {
+    results["flap-20"]["zero_shot"] = {
         "boolq": {"acc": 0.5, "n": 64},
         "piqa": {"acc": 0.1, "acc_norm": 0.7},
         "wiki_continuation": {"acc": 0.9},
@@ -118,8 +118,8 @@ def test_search_cost_compression_and_speed() -> None:
 
     results = made_up("ss-fig-14")
     over_dense = {"prefill_over_dense": 1.25, "decode_over_dense": 1.1}
-    results["slicegpt-20-speed"]["speed"] = {"prefill_tokens_per_s": 500.0, "decode_tokens_per_s": 10.0, **over_dense}
-    results["dense-speed"]["speed"] = {}
+    results["slicegpt-20"]["speed"] = {"prefill_tokens_per_s": 500.0, "decode_tokens_per_s": 10.0, **over_dense}
+    results["dense"]["speed"] = {}
     page = render(exhibit("ss-fig-14"), results, SETTING, full=False).markdown
     assert line(page, "20%", "SliceGPT")[2:4] == ["2.00 (1.25x)", "100.00 (1.10x)"]
     assert line(page, "0%", "Dense")[2:4] == ["not measured", "not measured"]

@@ -67,10 +67,11 @@ def test_every_recipe_is_complete_and_named_for_what_it_is() -> None:
         assert Recipe.model_validate(recipe).model_dump() == recipe
         # A file name and a DVC stage name.
         assert re.fullmatch(r"[a-z0-9-]+", name), name
-        assert by_name.setdefault(name, recipe) == recipe
-        content = repr({key: value for key, value in recipe.items() if key != "label"})
+        made = {key: value for key, value in recipe.items() if key not in ("zero_shot", "speed")}
+        assert by_name.setdefault(name, made) == made
+        content = repr({key: value for key, value in made.items() if key != "label"})
         assert by_recipe.setdefault(content, name) == name, "one recipe under two names would run twice"
-    assert len(by_name) > 80
+    assert len(by_name) > 70
 
 
 def test_every_recipe_can_be_run() -> None:
@@ -110,7 +111,10 @@ def test_names_say_what_was_added() -> None:
     assert "dense" in exhibit("ff-table-2").recipes(full=False)
     assert "sparsitysolver-ridge-30-t15-from20t45" in exhibit("ss-table-6").recipes(full=False)
     assert "mixed-isc-50-c128-q4g128" in exhibit("ms-table-4").recipes(full=True)
-    assert "dense-speed" in exhibit("ss-fig-14").recipes(full=False)
+    # What is measured besides perplexity is no part of a name: two tables that measure differently share a search.
+    assert set(exhibit("ss-table-3").recipes(full=False)) == {
+        *("dense", "slicegpt-20", "flap-20", "sparsitysolver-ridge-20-t45")
+    }
     assert "wanda-50-2of4" in comparison_methods().recipes(full=True)
 
 

@@ -247,7 +247,10 @@ def comparison_methods() -> Comparison:
 
 
 def recipe_name(method: str, recipe: Recipe) -> str:
-    """The method's name and what was added to it: ``sparsitysolver-ridge-30-t15-from20t45``."""
+    """The method's name and what was added to it: ``sparsitysolver-ridge-30-t15-from20t45``.
+
+    What is measured besides perplexity is no part of it: a method that two tables measure differently runs once.
+    """
     parts = [method]
     if recipe.sparsity:
         parts.append(_percent(recipe.sparsity))
@@ -261,7 +264,6 @@ def recipe_name(method: str, recipe: Recipe) -> str:
         parts.append(f"c{recipe.calibration_windows}")
     if recipe.quantize:
         parts.append(f"q{recipe.quantize.bits}g{recipe.quantize.group_size}")
-    parts += ["zs"] * recipe.zero_shot + ["speed"] * recipe.speed
     return "-".join(parts)
 
 

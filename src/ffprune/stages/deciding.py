@@ -1,9 +1,9 @@
-"""A recipe at work on one model: what its allocator wants to know, the reward of its trials, the cut itself."""
+"""Deciding on one model: what a recipe's allocator wants to know, and the reward of its trials."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,14 +15,11 @@ from ffprune.allocate.journal import Journal, NoJournal, Replayed
 from ffprune.allocate.problem import Problem, Reward
 from ffprune.allocate.request import Allocator, Decision, Evidence, Looked, Need, Request
 from ffprune.allocate.search import Store
-from ffprune.compress import slicegpt, structured, svd_llm, unstructured
-from ffprune.compress.cut import REPAIRS, cut, rank_unit, reads_whole_gram
-from ffprune.compress.follow import follow
+from ffprune.compress import structured, unstructured
+from ffprune.compress.cut import rank_unit, reads_whole_gram
 from ffprune.compress.levels import Levels
 from ffprune.compress.table import Compressor
-from ffprune.compress.unstructured import Quantisation, WeightPruning
 from ffprune.core.budget import check_reachable
-from ffprune.core.errors import ParameterError
 from ffprune.core.gram import Gram
 from ffprune.core.importance import Ranking
 from ffprune.core.outcome import Outcome
@@ -41,14 +38,14 @@ from ffprune.stages.sections import Recipe, Study, Workers
 
 
 @dataclass
-class Workshop:
-    """A recipe with all that it works on; no paths, so that a benchmark can bring its own text.
+class Deciding:
+    """A recipe's allocator with all that it works on; no paths, so that a benchmark can bring its own text.
 
     Attributes:
         name: of the recipe, for messages.
         recipe: the entry of ``methods``.
         study: what all recipes share.
-        view: the dense model in float32; it is pruned in place.
+        view: the dense model in float32; it does not change.
         calibration: int64 ``[n, seqlen]`` windows.
         validation: gives int64 ``[n, seqlen]`` windows of a search's reward.
         dtype: that layers multiply in while calibrating.
@@ -92,37 +89,20 @@ class Workshop:
         return self.study.calibration.batch_size
 
     def check(self) -> None:
-        """Refuse what this model cannot do, before any work.
+        """Refuse a sparsity out of reach and workers that cannot be hired, before any work.
 
         Raises:
-            FfpruneError: see :func:`rows_of`; a sparsity out of reach; a family that a compressor does not know.
+            FfpruneError: see :func:`ffprune.core.budget.check_reachable` and
+                :func:`ffprune.stages.cluster.check_installed`.
         """
-        (allocator, compressor), recipe = self.rows, self.recipe
-        if allocator.searches:
+        if self.rows[0].searches:
             check_installed(self.workers)
-        if recipe.compressor == "slicegpt":
-            slicegpt.check(self.view)
-            slicegpt.dimensions(self.view.model.config.hidden_size, recipe.sparsity)
-        if recipe.save and recipe.repair and REPAIRS[recipe.repair].biases:
-            self._check_bias()
-        if compressor.granularity in ("structured", "unstructured"):
-            for sparsity in (recipe.sparsity, *([recipe.first.sparsity] if recipe.first else [])):
-                check_reachable(self.units, sparsity, self.study.bounds())
+        for sparsity in (self.recipe.sparsity, *([self.recipe.first.sparsity] if self.recipe.first else [])):
+            check_reachable(self.units, sparsity, self.study.bounds())
 
-    def _check_bias(self) -> None:
-        """A folder of a family without biases cannot hold one."""
-        if any(last.bias is None for last in self.view.last_maps):
-            raise ParameterError(
-                f"methods.{self.name}.save was asked for with repair {self.recipe.repair}",
-                f"It gives the last maps of units a bias, and those of a {type(self.view.model).__name__} have none",
-                "Choose another repair, or set save to false",
-            )
-
-    def decide(self) -> Decision | None:
-        """How much of every unit stays; None where the compressor has no units."""
-        allocator, compressor = self.rows
-        if compressor.granularity not in ("structured", "unstructured"):
-            return None
+    def decide(self) -> Decision:
+        """How much of every unit stays."""
+        allocator = self.rows[0]
         if not allocator.searches:
             return allocator.decide(self._request(_no_reward))
         made = self._reward()
@@ -144,43 +124,6 @@ class Workshop:
             store=self.store,
             on_trial=self._note,
         )
-
-    def compress(self, decision: Decision | None, progress: Callable[[int, int], None]) -> dict[str, Any]:
-        """Prune the view's model; facts about how it went."""
-        recipe, study = self.recipe, self.study
-        if recipe.compressor == "slicegpt":
-            width = slicegpt.dimensions(self.view.model.config.hidden_size, recipe.sparsity)
-            return asdict(slicegpt.compress(self.view, width, self.calibration, self._batch, progress))
-        if recipe.compressor == "svd_llm":
-            grams = dense_grams(self.view, self.calibration, self._batch, dtype=self.dtype)
-            found = svd_llm.compress(self.view, recipe.sparsity, grams, progress)
-            damped = sum(matrix.damping > 0 for matrix in found.matrices)
-            return {key: value for key, value in asdict(found).items() if key != "matrices"} | {"damped": damped}
-        dense_inputs = recipe.inputs == "dense"
-        if recipe.compressor == "slice":
-            assert decision is not None
-            assert recipe.criterion is not None
-            given = self.view, decision.allocation, self.calibration, self._batch, recipe.criterion
-            if recipe.repair == "stream":
-                return {"dampings": follow(*given, study.damping, self.dtype, progress)}
-            cut(*given, recipe.repair or "none", study.damping, dense_inputs, self.dtype, progress)
-            return {}
-        if recipe.compressor == "none" and recipe.quantize is None:
-            return {}
-        how = WeightPruning(
-            criterion=recipe.criterion or "magnitude",
-            reconstruct=recipe.compressor == "sparsegpt",
-            pattern=recipe.pattern,
-            quantisation=Quantisation(**recipe.quantize.model_dump()) if recipe.quantize else None,
-            damping=study.damping,
-            weighted=recipe.tokens == "weighted",
-        )
-        allocation = decision.allocation if decision else Allocation.dense(self.view.weight_units)
-        matrices = unstructured.prune(
-            self.view, allocation, self.calibration, self._batch, how, dense_inputs, self.dtype, progress
-        )
-        raised = {matrix.name: matrix.damping for matrix in matrices if matrix.damping > study.damping}
-        return {"raised_damping": raised}
 
     def _note(self, trial: Looked) -> None:
         self.on_trial(len(self.trials), trial)
