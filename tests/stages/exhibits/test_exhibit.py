@@ -91,6 +91,19 @@ def test_the_protocol_stands_under_the_table() -> None:
     )
 
 
+def test_what_removed_more_than_asked_is_marked_and_said_why() -> None:
+    results = made_up("ss-table-2")
+    page = render(exhibit("ss-table-2"), results, SETTING, full=False).markdown
+    assert "†: removed another share" in page  # SliceGPT's sparsity is of the hidden width
+    assert "untrained agent" not in page
+    found = results["sparsitysolver-20-t45"]
+    found["prunable_after"] = round(0.6 * found["prunable_before"])
+    page = render(exhibit("ss-table-2"), results, SETTING, full=False).markdown
+    assert line(page, "20%", "Ours")[3] == "40.0% †"
+    assert line(page, "20%", "FLAP")[3] == "20.0%"
+    assert "SS Alg. 1 limits what units keep and never fills up" in page
+
+
 def test_zero_shot_averages_what_was_asked_and_counts_it() -> None:
     results = made_up("ff-table-1")
     results["flap-20"]["zero_shot"] = {

@@ -9,11 +9,9 @@ from matplotlib.figure import Figure
 from ffprune.export.markdown import markdown_table
 from ffprune.stages.exhibits.bars import ratio_bars
 from ffprune.stages.exhibits.marks import color, panels, plain_ticks
-from ffprune.stages.exhibits.page import Rendered, perplexity_shown, recoveries, windows_shown
-from ffprune.stages.exhibits.results import Result, Setting, ratio, removed_prunable, removed_whole, text_of
+from ffprune.stages.exhibits.page import Rendered, off_target, perplexity_shown, recoveries, windows_shown
+from ffprune.stages.exhibits.results import Result, Setting, on_target, ratio, removed_prunable, removed_whole, text_of
 
-#: Further from the target than this, a method does not stand at equal removed parameters (share of the prunable).
-TOLERANCE = 0.005
 _TEXTS = ("test", "wikitext2", "ptb", "c4")
 _Groups = dict[tuple[str, float], list[Result]]
 
@@ -37,9 +35,7 @@ def comparison(results: Mapping[str, Result], setting: Setting) -> Rendered:
             windows_shown(list(results.values()), text, setting),
             f"Computed in {setting.dtype}, seed {setting.seed}.",
         ]
-        if any(not _equal(result) for members in groups.values() for result in members):
-            notes.append("†: removed another share of the prunable weights than asked, so not at equal parameters.")
-        notes += recoveries(list(results.values()))
+        notes += [*off_target(list(results.values())), *recoveries(list(results.values()))]
         parts += [" ".join(notes), "![Methods compared](comparison.png)"]
     return Rendered(
         "\n\n".join(parts) + "\n",
@@ -67,10 +63,6 @@ def _title(group: tuple[str, float]) -> str:
     return f"{granularity.capitalize()}, {sparsity:.0%} sparsity" if granularity else "Not pruned"
 
 
-def _equal(result: Result) -> bool:
-    return abs(removed_prunable(result) - float(result["recipe"]["sparsity"])) <= TOLERANCE
-
-
 def _label(result: Result) -> str:
     """The method's label, with what tells its variants apart."""
     recipe = result["recipe"]
@@ -82,7 +74,7 @@ def _label(result: Result) -> str:
         *([f"{recipe['calibration_windows']:,} windows"] if recipe["calibration_windows"] else []),
         *([f"{recipe['quantize']['bits']} bits"] if recipe["quantize"] else []),
     ]
-    return ", ".join(parts) + ("" if _equal(result) else " †")
+    return ", ".join(parts) + ("" if on_target(result) else " †")
 
 
 def _table(members: Sequence[Result], text: str) -> str:

@@ -9,7 +9,7 @@ from ffprune.core.tables import look_up
 from ffprune.export.markdown import markdown_table
 from ffprune.stages.exhibits.columns import TEXTS, Column, columns_of
 from ffprune.stages.exhibits.drawings import DRAWINGS
-from ffprune.stages.exhibits.page import Cell, Rendered, recoveries, windows_shown
+from ffprune.stages.exhibits.page import Cell, Rendered, off_target, recoveries, windows_shown
 from ffprune.stages.exhibits.papers import Entry, Exhibit
 from ffprune.stages.exhibits.results import (
     TASKS,
@@ -18,6 +18,7 @@ from ffprune.stages.exhibits.results import (
     Setting,
     Subject,
     layer_of,
+    on_target,
     removed_prunable,
     removed_whole,
     role_of,
@@ -92,7 +93,8 @@ def _table(entries: Sequence[Entry], results: Mapping[str, Result], columns: Map
             cells = [entry.reason or NOT_RUN, *[_DITTO] * (len(columns) + 1), f"`{entry.name}`" if entry.name else ""]
         else:
             cells = [column.cell(result).shown for column in columns.values()]
-            cells += [f"{removed_prunable(result):.1%}", f"{removed_whole(result):.1%}", f"`{entry.name}`"]
+            gone = f"{removed_prunable(result):.1%}" + ("" if on_target(result) else " †")
+            cells += [gone, f"{removed_whole(result):.1%}", f"`{entry.name}`"]
         rows.append([f"{entry.sparsity:.0%}", entry.label, *cells])
     return markdown_table(header, rows)
 
@@ -132,7 +134,7 @@ def _protocol(exhibit: Exhibit, found: Sequence[Result], setting: Setting) -> st
             f"Accuracy in percent, normalised by length where the task has that{counts and f'; items: {counts}'}."
         )
     lines.append(f"Computed in {setting.dtype}, seed {setting.seed}.")
-    return " ".join([*lines, *recoveries(found)])
+    return " ".join([*lines, *off_target(found), *recoveries(found)])
 
 
 def _trace_table(traces: Sequence[Mapping[str, Any]]) -> str:

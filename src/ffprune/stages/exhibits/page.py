@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ffprune.stages.exhibits.results import Result, Setting, ratio
+from ffprune.stages.exhibits.results import Result, Setting, on_target, ratio
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,12 @@ def recoveries(results: Sequence[Result]) -> list[str]:
     """A sentence for every result with matrices whose Gram needed more damping than asked."""
     counts = {r["name"]: r["facts"].get("damped") or len(r["facts"].get("raised_damping", ())) for r in results}
     return [f"`{name}`: damping raised for {count} matrices." for name, count in counts.items() if count]
+
+
+def off_target(results: Sequence[Result]) -> list[str]:
+    """What † stands for, where a result needs it."""
+    if all(on_target(result) for result in results):
+        return []
+    capped = any(r["recipe"]["allocator"] == "sparsitysolver" and not on_target(r) for r in results)
+    why = " (SS Alg. 1 limits what units keep and never fills up: an untrained agent removes more)" if capped else ""
+    return [f"†: removed another share of the prunable weights than asked, so not at equal parameters{why}."]

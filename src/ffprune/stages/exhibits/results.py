@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Result = Mapping[str, Any]
+#: Further from the target than this, a method does not stand at equal removed parameters (share of the prunable).
+TOLERANCE = 0.005
 #: Tasks of lm-evaluation-harness and what the papers call them.
 TASKS = {
     "boolq": "BoolQ",
@@ -97,6 +99,11 @@ def accuracy(result: Result, task: str) -> float | None:
 def removed_prunable(result: Result) -> float:
     """Share of the prunable weights that are gone."""
     return 1 - float(result["prunable_after"]) / float(result["prunable_before"])
+
+
+def on_target(result: Result) -> bool:
+    """Whether a method removed the share of the prunable weights that it was asked to remove."""
+    return abs(removed_prunable(result) - float(result["recipe"]["sparsity"])) <= TOLERANCE
 
 
 def removed_whole(result: Result) -> float:
