@@ -148,7 +148,7 @@ def params_check() -> None:
         from ffprune.models.checkpoint import read_view
         from ffprune.stages.budget import check_budget
 
-        check_budget(read_view(DENSE), given, Path(LATENCY))
+        check_budget(read_view(DENSE, given.units.heads), given, Path(LATENCY))
     if given.methods:
         # Tables of methods come with all that they need; only who has methods waits for it.
         from ffprune.stages.compressing import check_save

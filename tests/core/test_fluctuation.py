@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ffprune.core.fluctuation import granule_scores, wifv
+from ffprune.core.fluctuation import wifv
 from ffprune.core.gram import Gram
+from ffprune.core.importance import by_scores
 from tests.oracles import fluctuation as oracle
 
 
@@ -38,17 +39,11 @@ def test_a_loud_column_that_never_moves_is_worth_nothing() -> None:
     assert int(wifv(weight, Gram.zeros(4, full=False).update(x)).argmin()) == 1
 
 
-def test_granules_are_sums_over_neighbouring_columns() -> None:
-    columns = torch.arange(6, dtype=torch.float64)
-    assert granule_scores(columns, 3).tolist() == [3.0, 12.0]
-    assert granule_scores(columns, 1).tolist() == columns.tolist()
-
-
 def test_the_extra_square_can_turn_the_order_of_heads() -> None:
     even, spiked = [1.0, 1.0, 1.0, 1.0], [3.0, 0.1, 0.1, 0.1]
     columns = torch.tensor(even + spiked, dtype=torch.float64)
-    assert granule_scores(columns, 4).argmax() == 0
-    assert granule_scores(columns.square(), 4).argmax() == 1
+    assert int(by_scores(columns, 4).order[0]) == 0
+    assert int(by_scores(columns.square(), 4).order[0]) == 1
 
 
 def test_without_tokens_there_is_no_fluctuation() -> None:

@@ -16,6 +16,8 @@ from ffprune.export import gguf_quantize, gguf_tensors
 from ffprune.export.gguf import write_gguf
 from ffprune.export.gguf_check import check_gguf
 from ffprune.export.gguf_quantize import QuantizationFailed
+from ffprune.models.layer_config import write_layer_config
+from ffprune.models.surgery import slice_unit
 from ffprune.models.view import ModelView
 from ffprune.models.weights import CorruptModel
 from tests.export.conftest import CONFIGS, UNEVEN, build, byte_tokenizer
@@ -59,6 +61,30 @@ def test_llama_cpp_computes_what_torch_does(shape, tokens, tmp_path, llama_cpp) 
 @pytest.mark.parametrize("widths", [UNEVEN, None], ids=["uneven", "dense"])
 def test_so_it_does_for_other_settings(case, widths, tokens, tmp_path, llama_cpp) -> None:
     same(written(tmp_path, "f32", case, widths), build(case, widths), tokens, llama_cpp)
+
+
+def with_query_heads_gone(kept=(1, 2, 2, 1)):
+    """Of two query heads of every group."""
+    model = build()
+    view = ModelView(model, "query")
+    for index, (layer, unit) in enumerate((u.layer, u) for u in view.units):
+        if unit.kind == "attention":
+            slice_unit(view, index, torch.arange(unit.granules)[-kept[layer] :])
+    write_layer_config(model.config, view)
+    return model
+
+
+def test_llama_cpp_knows_groups_with_fewer_query_heads(tokens, tmp_path, llama_cpp) -> None:
+    model = with_query_heads_gone()
+    write_gguf(model, byte_tokenizer(), tmp_path / "m.gguf", "f32")
+    same(tmp_path / "m.gguf", model, tokens, llama_cpp)
+
+
+def test_metadata_tell_query_heads_and_groups_apart(tmp_path) -> None:
+    write_gguf(with_query_heads_gone(), byte_tokenizer(), tmp_path / "m.gguf", "f32")
+    found = values(tmp_path / "m.gguf")
+    assert found["deci.attention.head_count"] == [3, 6, 6, 3]
+    assert found["deci.attention.head_count_kv"] == [3, 3, 3, 3]
 
 
 def test_without_the_order_of_rows_it_would_not(tokens, tmp_path, llama_cpp, monkeypatch) -> None:

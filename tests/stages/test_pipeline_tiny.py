@@ -288,6 +288,32 @@ def test_with_blocks_taking_turns_every_output_is_the_same(tmp_path: Path, monke
     assert [name for name in found[0] if found[0][name] != found[1][name]] == []
 
 
+def test_query_heads_go_and_keys_and_values_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sources(Path(), MODELS["llama"]())
+    # FFNs alone do not reach the budget: heads must go.
+    given = params(
+        units={"heads": "query"},
+        search={"budget": "macs", "context": 80},
+        prune={"policies": ["uniform", "searched"]},
+        ridge={"repairs": {"ridge": ["uniform"], "stream": ["searched"]}},
+        evaluate={"methods": ["uniform", "uniform+ridge", "searched", "searched+stream"]},
+    )
+    for stage in STAGES:
+        run(stage.name, given)
+    heads = set()
+    for row in summary()["rows"]:
+        view = ModelView(load_model(tmp_path / row["path"], torch.float32))
+        assert {block.groups for block in view.blocks} == {2}
+        heads |= {block.heads for block in view.blocks}
+        policy = json.loads((tmp_path / f"{row['path']}.json").read_text())
+        assert [unit["kept"] for unit in policy["units"][::2]] == [block.heads_per_group for block in view.blocks]
+        assert 0 <= policy["removed"]["macs"] - policy["sparsity_target"] < 0.02
+    assert heads == {2, 4}
+    found = {(row["sparsity_target"], row["method"]): row["perplexity"] for row in summary()["rows"]}
+    assert all(found[target, "uniform+ridge"] != found[target, "uniform"] for target in (0.2, 0.3))
+
+
 def test_a_search_without_repairs_needs_no_grams(scratch: Path) -> None:
     (scratch / "data/stats/grams/layers.1.safetensors").write_bytes(b"")
     run("search", params(search={"compensated": False}))

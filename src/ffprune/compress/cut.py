@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ffprune.core.bias import affine_repair, mean_replacement
-from ffprune.core.fluctuation import granule_scores, wifv
+from ffprune.core.fluctuation import wifv
 from ffprune.core.gram import Gram
 from ffprune.core.importance import CRITERIA, Ranking, by_scores, rank
 from ffprune.core.ridge import repair as ridge_repair
@@ -18,7 +18,7 @@ from ffprune.core.units import Allocation
 from ffprune.models.blocks import BlockWalk
 from ffprune.models.layer_config import write_layer_config
 from ffprune.models.surgery import read_unit, set_unit
-from ffprune.models.view import ModelView, UnitLinears, granule_indices
+from ffprune.models.view import ModelView, UnitLinears
 
 FLUCTUATION = "flap"
 """FLAP's criterion: it reads the mean of the input too, which a Gram holds and X^T X alone does not."""
@@ -79,14 +79,14 @@ def rank_unit(criterion: str, parts: UnitLinears, gram: Gram, damping: float) ->
     """
     weight, width = parts.last.weight.detach(), parts.width[parts.last_role]
     if criterion == FLUCTUATION:
-        return by_scores(granule_scores(wifv(weight, gram), width).cpu())
+        return by_scores(wifv(weight, gram).cpu(), width, parts.runs)
     if gram.xx is None:
         assert not CRITERIA[criterion].whole
         xx = torch.diag(gram.diag)
     else:
         xx = gram.xx
     # An elimination is a long row of small products, each chosen by the one before: a GPU would only wait.
-    return rank(criterion, weight.cpu(), xx.cpu(), width, damping)
+    return rank(criterion, weight.cpu(), xx.cpu(), width, damping, parts.runs)
 
 
 def reads_whole_gram(criterion: str | None, repair: str | None) -> bool:
@@ -141,8 +141,8 @@ def cut(
             role = parts.last_role
             gram = grams[role] if dense_inputs else walk.arriving(role, whole)
             weight = parts.last.weight.detach()  # the layer is on the device from here on
-            kept = torch.sort(rank_unit(criterion, parts, gram, damping).order[:keep]).values.to(weight.device)
-            columns = granule_indices(kept, parts.width[role])
+            kept = torch.sort(rank_unit(criterion, parts, gram, damping).order[:keep], dim=0).values.to(weight.device)
+            columns = parts.columns(kept)
             weight, bias = mend(weight, gram, columns, damping)
             set_unit(view, index, read_unit(view, index).select(kept).replace_last(weight))
             if bias is not None:

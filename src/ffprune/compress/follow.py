@@ -13,7 +13,7 @@ from ffprune.core.units import Allocation
 from ffprune.models.blocks import BlockWalk
 from ffprune.models.layer_config import write_layer_config
 from ffprune.models.surgery import read_unit, set_unit
-from ffprune.models.view import ModelView, granule_indices
+from ffprune.models.view import ModelView
 
 
 def follow(
@@ -67,8 +67,8 @@ def follow(
                 order = rank_unit(ranking, parts, distance.fit.gram.merge(distance.held.gram), damping).order
             else:
                 order = ranking[index]
-            kept = torch.sort(order[:keep]).values.to(weight.device)
-            columns = granule_indices(kept, parts.width[role])
+            kept = torch.sort(order[:keep], dim=0).values.to(weight.device)
+            columns = parts.columns(kept)
             repaired, chosen = repair_towards(weight, distance.fit, distance.held, columns, damping)
             dampings[view.units[index].name] = chosen
             if distance.end is not None:

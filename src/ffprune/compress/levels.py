@@ -25,7 +25,7 @@ class Levels:
 
     Args:
         view: the dense model, in full precision; its last maps are kept.
-        orders: per unit, int64 ``[granules]``, most important first.
+        orders: per unit, int64 ``[granules]`` (or ``[granules, runs]``), most important first.
         grams: per unit, float ``[n, n]``, X^T X of the last map's input; read when the unit is factorised.
         damping: lambda relative to mean diag of the Gram.
         bank: levels made earlier, with the same arguments; None for none.
@@ -45,6 +45,7 @@ class Levels:
         # Copies on the CPU: the model goes on to another dtype and to other shapes.
         self._weights = [part.last.weight.detach().to("cpu", copy=True) for part in parts]
         self._widths = [part.width[part.last_role] for part in parts]
+        self._runs = [part.runs for part in parts]
         self._orders, self._grams, self._damping, self._bank = orders, grams, damping, bank
         self._factors: dict[int, PrefixRidge] = {}
         self._made: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
@@ -77,9 +78,11 @@ class Levels:
     def make(self, index: int, kept: int) -> Tensor:
         """Solve for one level, float32 ``[d_out, kept * width]`` on the CPU."""
         if index not in self._factors:
-            columns = granule_indices(self._orders[index], self._widths[index])
+            columns = _by_granule(self._orders[index], self._widths[index], self._runs[index])
             self._factors[index] = PrefixRidge.prepare(self._weights[index], self._grams[index], columns, self._damping)
-        return self._factors[index].at(kept * self._widths[index])
+        found = self._factors[index].at(kept * self._widths[index])
+        by_granule = found.view(len(found), kept, self._runs[index], -1)
+        return by_granule.transpose(1, 2).flatten(1)  # run by run, as the model has them
 
     def fill(self, levels: Sequence[Sequence[int]], dtype: torch.dtype) -> Iterator[dict[int, Tensor]]:
         """Make a bank, unit after unit; the factors of a unit are dropped behind it.
@@ -93,13 +96,19 @@ class Levels:
             self._factors.pop(index, None)
 
 
+def _by_granule(order: Tensor, width: int, runs: int) -> Tensor:
+    """Columns of a last map, granule by granule, so that any number of granules is a prefix; int64 ``[n]``."""
+    whole = granule_indices(order, width, runs, len(order))  # run by run
+    return whole.view(runs, len(order), -1).transpose(0, 1).flatten()
+
+
 def levels_within(view: ModelView, low: float, step: int, itemsize: int, room: float) -> tuple[list[list[int]], int]:
     """Which levels a bank has room for: multiples of a step that is doubled until they fit.
 
     Args:
         view: the dense model.
         low: least retention.
-        step: FFN channels between two levels; attention has a level for every key/value group.
+        step: FFN channels between two levels; attention has a level for every granule.
         itemsize: bytes of a weight.
         room: bytes, at most.
 

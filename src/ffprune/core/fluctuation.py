@@ -25,18 +25,3 @@ def wifv(weight: Tensor, gram: Gram, squared: bool = False) -> Tensor:
     """
     scores = weight.double().square().sum(0) * gram.variance * gram.count
     return scores.square() if squared else scores
-
-
-def granule_scores(columns: Tensor, width: int) -> Tensor:
-    """A granule's score: the sum over its ``width`` neighbouring columns (a head or key/value group; 1: a channel).
-
-    The published code takes the mean of standardised columns, which puts the granules of a unit in the same order.
-
-    Args:
-        columns: ``[n]``, of :func:`wifv`.
-        width: columns of one granule; divides n.
-
-    Returns:
-        ``[n / width]``.
-    """
-    return columns.view(-1, width).sum(1)

@@ -4,8 +4,9 @@ Every criterion answers with a :class:`Ranking`: the granules from the most to t
 retention is a prefix, and the error that each prefix leaves.
 
 Throughout, ``weight`` is the unit's last linear map (o_proj or down_proj), float ``[d_out, n]``, ``xx`` its input
-Gram X^T X, float ``[n, n]``, and a granule is ``width`` neighbouring columns (1 for an FFN channel; query heads
-times head size for a key/value group).
+Gram X^T X, float ``[n, n]``, and a granule is ``width`` columns: neighbours (1 for an FFN channel; query heads
+times head size for a key/value group), or, where a granule is a query head of every group, as many in each of ``runs``
+equal stretches. Every run then has an order of its own, and granule k is what comes k-th in each of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Ranking:
     """Order of removal inside one unit.
 
     Attributes:
-        order: int64 ``[granules]``, most important first: keeping k granules keeps ``order[:k]``.
+        order: int64 ``[granules]``, or ``[granules, runs]``, most important first: keeping k granules keeps
+            ``order[:k]``.
         error: float64 ``[granules + 1]``; ``error[k]`` is the squared error of the last linear map's output, summed
             over the calibration tokens and outputs, when k granules are kept. ``error[granules] == 0``.
     """
@@ -37,7 +39,7 @@ class Ranking:
     error: Tensor
 
 
-Rank = Callable[[Tensor, Tensor, int, float], Ranking]
+Rank = Callable[[Tensor, Tensor, int, float, int], Ranking]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Criterion:
     """One criterion.
 
     Attributes:
-        rank: (weight, xx, width, damping) -> ranking.
+        rank: (weight, xx, width, damping, runs) -> ranking.
         paper: authors and year, or the paper's own name.
         section: where it is defined.
         whole: whether it reads all of X^T X, not its diagonal alone.
@@ -57,27 +59,33 @@ class Criterion:
     whole: bool
 
 
-def by_scores(scores: Tensor) -> Ranking:
-    """Rank by a score per granule, float64 ``[granules]``, whose sum over the removed stands for the error."""
-    order = torch.argsort(scores, descending=True, stable=True)
-    removed = torch.flip(torch.cumsum(torch.flip(scores[order], (0,)), 0), (0,))
-    return Ranking(order, torch.cat([removed, removed.new_zeros(1)]))
+def by_scores(columns: Tensor, width: int, runs: int = 1) -> Ranking:
+    """Rank by a score per column, float64 ``[n]``, whose sum over what is removed stands for the error."""
+    scores = columns.view(runs, -1, width // runs).sum(2).T  # [granules, runs]
+    order = torch.argsort(scores, dim=0, descending=True, stable=True)
+    sorted_scores = scores.gather(0, order).sum(1)
+    removed = torch.flip(torch.cumsum(torch.flip(sorted_scores, (0,)), 0), (0,))
+    return Ranking(_plain(order), torch.cat([removed, removed.new_zeros(1)]))
 
 
-def activation_norm(weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
+def _plain(order: Tensor) -> Tensor:
+    """``[granules]`` where there is one run."""
+    return order.flatten() if order.shape[1] == 1 else order
+
+
+def activation_norm(weight: Tensor, xx: Tensor, width: int, damping: float, runs: int = 1) -> Ranking:
     """Squared l2-norm of the activations that enter the last linear map (SS, section 3.1), summed over a granule."""
     del weight, damping
-    return by_scores(xx.diagonal().double().view(-1, width).sum(1))
+    return by_scores(xx.diagonal().double(), width, runs)
 
 
-def wanda_column(weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
+def wanda_column(weight: Tensor, xx: Tensor, width: int, damping: float, runs: int = 1) -> Ranking:
     """Wanda scores aggregated over a channel's output column (FF): ||W_:,j||^2 * ||X_j||^2, summed over a granule."""
     del damping
-    scores = weight.double().square().sum(0) * xx.diagonal().double()
-    return by_scores(scores.view(-1, width).sum(1))
+    return by_scores(weight.double().square().sum(0) * xx.diagonal().double(), width, runs)
 
 
-def compensated_elimination(weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
+def compensated_elimination(weight: Tensor, xx: Tensor, width: int, damping: float, runs: int = 1) -> Ranking:
     """Backward elimination by the error that is left *after* the repair (OBS, MS Eq. 2-3, on whole granules).
 
     One granule S goes at a time: the one with the least tr(W_S ([H^-1]_SS)^-1 W_S^T), H = X^T X + lambda I, where
@@ -88,12 +96,18 @@ def compensated_elimination(weight: Tensor, xx: Tensor, width: int, damping: flo
         xx: ``[n, n]``.
         width: columns of one granule.
         damping: lambda, relative to the mean of diag(xx).
+        runs: stretches of columns; a part goes from each of them in turn.
     """
     weight, xx = weight.double(), xx.double()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(xx, damping)))
-    removed, added = _eliminate_columns(weight, inverse) if width == 1 else _eliminate_groups(weight, inverse, width)
+    if width == 1:
+        removed, added = _eliminate_columns(weight, inverse)
+    else:
+        removed, added = _eliminate_groups(weight, inverse, width // runs, runs)
+    # A round takes a part from every run: together the parts are a granule.
+    parts, added = removed.view(-1, runs), added.view(-1, runs).sum(1)
     error = torch.cat([torch.flip(torch.cumsum(added, 0), (0,)), added.new_zeros(1)])
-    return Ranking(torch.flip(removed, (0,)), error)
+    return Ranking(_plain(torch.flip(parts, (0,)) % len(parts)), error)
 
 
 def _eliminate_columns(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,16 +149,20 @@ def _eliminate_columns(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]
     return removed, added
 
 
-def _eliminate_groups(weight: Tensor, inverse: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Greedy elimination of groups of ``width`` columns; there are few of them, so every candidate is solved."""
+def _eliminate_groups(weight: Tensor, inverse: Tensor, width: int, runs: int = 1) -> tuple[Tensor, Tensor]:
+    """Greedy elimination of groups of ``width`` columns, of every run in turn; every candidate is solved: few are."""
     names = torch.arange(weight.shape[1] // width)
-    removed, added = [], []
+    in_run = len(names) // runs
+    removed: list[int] = []
+    added: list[float] = []
     while len(names):
+        # Neighbours are a run; a run has lost as many groups as the others, or one more.
+        others = (names // in_run).ne(len(removed) % runs)
         blocks = [slice(i * width, (i + 1) * width) for i in range(len(names))]
         # solved[i] = ([H^-1]_SS)^-1 W_S^T
         solved = [torch.linalg.solve(inverse[s, s], weight[:, s].T) for s in blocks]
         errors = torch.stack([(weight[:, s].T * x).sum() for s, x in zip(blocks, solved, strict=True)])
-        best = int(torch.argmin(errors))
+        best = int(torch.argmin(errors.masked_fill(others, torch.inf)))
         gone = blocks[best]
         rest = torch.cat([torch.arange(s.start, s.stop) for s in blocks if s != gone] or [names.new_empty(0)])
         weight = weight[:, rest] - solved[best].T @ inverse[gone][:, rest]
@@ -166,10 +184,10 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-def rank(criterion: str, weight: Tensor, xx: Tensor, width: int, damping: float) -> Ranking:
+def rank(criterion: str, weight: Tensor, xx: Tensor, width: int, damping: float, runs: int = 1) -> Ranking:
     """Rank a unit's granules by the named criterion.
 
     Raises:
         ParameterError: the criterion is unknown.
     """
-    return look_up(CRITERIA, criterion, "sensitivity.criterion").rank(weight, xx, width, damping)
+    return look_up(CRITERIA, criterion, "sensitivity.criterion").rank(weight, xx, width, damping, runs)

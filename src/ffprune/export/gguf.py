@@ -165,7 +165,7 @@ def _layer_widths(view: ModelView, entries: list[Entry]) -> tuple[list[int], lis
     """Query heads, key/value heads and FFN channels (as in the file) of every layer."""
     shapes = {entry.name: entry.shape for entry in entries}
     return (
-        [block.groups * block.heads_per_group for block in view.blocks],
+        [block.heads for block in view.blocks],
         [block.groups for block in view.blocks],
         [shapes[f"blk.{block.index}.ffn_down.weight"][1] for block in view.blocks],
     )

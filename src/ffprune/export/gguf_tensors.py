@@ -34,7 +34,7 @@ def llama_entries(view: ModelView, multiple: int) -> Iterator[Entry]:
     for block in view.blocks:
         start, layer = f"blk.{block.index}", block.layer
         yield _plain(f"{start}.attn_norm.weight", layer.get_parameter("input_layernorm.weight"))
-        heads = {"q": block.groups * block.heads_per_group, "k": block.groups}
+        heads = {"q": block.heads, "k": block.groups}
         width = -(-block.channels // multiple) * multiple or BLOCK
         for role, linear in block.linears.items():
             end = {"o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}.get(role, f"attn_{role}")

@@ -115,7 +115,7 @@ def _row(block: Block, view: ModelView) -> LayerRow:
     zeros = sum(int(torch.count_nonzero(linear.weight == 0)) for linear in block.linears.values())
     return LayerRow(
         layer=block.index,
-        heads=(block.groups * block.heads_per_group, getattr(config, family.heads)),
+        heads=(block.heads, getattr(config, family.heads)),
         groups=(block.groups, getattr(config, family.kv_heads)),
         channels=(block.channels, getattr(config, family.ffn_width)),
         weights=weights,

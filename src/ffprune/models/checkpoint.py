@@ -41,7 +41,7 @@ from ffprune.models.layer_config import (
 from ffprune.models.modeling_pruned import channels, narrow
 from ffprune.models.onload import Onload
 from ffprune.models.pretrained import is_ours, name_code, write_code
-from ffprune.models.view import ModelView
+from ffprune.models.view import Heads, ModelView
 from ffprune.models.weights import CorruptModel, fill, placement, weight_files
 
 
@@ -158,13 +158,13 @@ def load_model(
     return model
 
 
-def read_view(path: str | Path) -> ModelView:
+def read_view(path: str | Path, heads: Heads = "group") -> ModelView:
     """A model folder by its config alone: shapes on the meta device, no weight is read.
 
     Raises:
         MissingInput, UnsupportedArchitecture, CorruptModel: see :func:`load_model`.
     """
-    return ModelView(_without_weights(Path(path), torch.float32, trust_remote_code=False))
+    return ModelView(_without_weights(Path(path), torch.float32, trust_remote_code=False), heads)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -43,7 +43,7 @@ def write_layer_config(config: PretrainedConfig, view: ModelView) -> None:
 
     It ends up without ``per_layer_config`` when all layers have the global shape.
     """
-    shapes = [LayerShape(block.groups * block.heads_per_group, block.groups, block.channels) for block in view.blocks]
+    shapes = [LayerShape(block.heads, block.groups, block.channels) for block in view.blocks]
     write_shapes(config, view.family, shapes)
 
 

@@ -25,12 +25,14 @@ class UnitWeights:
         bias: role -> [out] tensor, for the linears that have one.
         last_role: ``o`` or ``down``: the linear whose granules are columns and whose bias no cut touches.
         width: role -> rows (for the last role: columns) per granule.
+        runs: stretches of every linear that a granule has a part in.
     """
 
     weight: Mapping[str, Tensor]
     bias: Mapping[str, Tensor]
     last_role: str
     width: Mapping[str, int]
+    runs: int = 1
 
     @property
     def granules(self) -> int:
@@ -38,20 +40,20 @@ class UnitWeights:
         return self.weight[self.last_role].shape[1] // self.width[self.last_role]
 
     def select(self, kept: Tensor) -> UnitWeights:
-        """The granules ``kept`` ([m] int64) in that order, as contiguous copies."""
+        """The granules ``kept`` ([m] int64; or [m, runs]) in that order, as contiguous copies."""
         _check_kept(kept, self.granules)
         kept = kept.to(self.weight[self.last_role].device)
-        index = {role: granule_indices(kept, width) for role, width in self.width.items()}
+        index = {role: granule_indices(kept, width, self.runs, self.granules) for role, width in self.width.items()}
         last = self.last_role
         weight = {role: w.index_select(int(role == last), index[role]) for role, w in self.weight.items()}
         bias = {role: b if role == last else b[index[role]] for role, b in self.bias.items()}
-        return UnitWeights(weight, bias, last, self.width)
+        return UnitWeights(weight, bias, last, self.width, self.runs)
 
     def prefix(self, kept: int) -> UnitWeights:
-        """The first ``kept`` granules as views that share this object's storage.
+        """The first ``kept`` granules, where they lie in one run as views that share this object's storage.
 
         With granules ordered by importance once (:meth:`select`), every retention is such a prefix, and a
-        search trial copies nothing.
+        search trial copies nothing but query heads, whose parts lie apart.
         """
         if not 0 <= kept <= self.granules:
             raise ParameterError(
@@ -59,6 +61,8 @@ class UnitWeights:
                 f"There are {self.granules}",
                 f"Ask for 0 to {self.granules}",
             )
+        if self.runs > 1:
+            return self.select(torch.arange(kept))
         last = self.last_role
         sizes = {role: kept * width for role, width in self.width.items()}
         weight = {role: w[:, : sizes[role]] if role == last else w[: sizes[role]] for role, w in self.weight.items()}
@@ -67,7 +71,7 @@ class UnitWeights:
 
     def replace_last(self, weight: Tensor) -> UnitWeights:
         """The same unit with another last linear [out, in], as ridge repair returns it (METHODS 7)."""
-        return UnitWeights({**self.weight, self.last_role: weight}, self.bias, self.last_role, self.width)
+        return UnitWeights({**self.weight, self.last_role: weight}, self.bias, self.last_role, self.width, self.runs)
 
 
 def read_unit(view: ModelView, unit_index: int) -> UnitWeights:
@@ -83,6 +87,7 @@ def read_unit(view: ModelView, unit_index: int) -> UnitWeights:
         {role: linear.bias.detach() for role, linear in linears.items() if linear.bias is not None},
         parts.last_role,
         parts.width,
+        parts.runs,
     )
 
 
@@ -120,7 +125,7 @@ def slice_unit(view: ModelView, unit_index: int, kept: Tensor) -> None:
     Args:
         view: the model's view.
         unit_index: index in ``view.units``.
-        kept: [m] int64, indices among the granules that the unit has now, in the wanted order.
+        kept: [m] int64 (or [m, runs]), indices among the granules that the unit has now, in the wanted order.
 
     Raises:
         ParameterError: indices out of range or repeated, or an attention unit without any granule.
@@ -154,23 +159,26 @@ def mask_unit(view: ModelView, unit_index: int, kept: Tensor) -> None:
     Args:
         view: the model's view.
         unit_index: index in ``view.units``.
-        kept: [m] int64, indices among the granules that the unit has now.
+        kept: [m] int64 (or [m, runs]), indices among the granules that the unit has now.
 
     Raises:
         ParameterError: indices out of range or repeated.
     """
     parts = view.unit_linears(unit_index)
     _check_kept(kept, parts.granules)
-    removed = torch.ones(parts.granules, dtype=torch.bool, device=kept.device)
-    removed[kept] = False
-    gone = removed.nonzero().flatten()
+
+    def gone(role: str, size: int) -> Tensor:
+        removed = torch.ones(size, dtype=torch.bool, device=kept.device)
+        removed[granule_indices(kept, parts.width[role], parts.runs, parts.granules)] = False
+        return removed
+
     with torch.no_grad():
         for role, linear in parts.inputs.items():
-            rows = granule_indices(gone, parts.width[role])
+            rows = gone(role, linear.out_features)
             linear.weight[rows] = 0
             if linear.bias is not None:
                 linear.bias[rows] = 0
-        parts.last.weight[:, granule_indices(gone, parts.width[parts.last_role])] = 0
+        parts.last.weight[:, gone(parts.last_role, parts.last.in_features)] = 0
 
 
 def param_count(module: nn.Module) -> int:
@@ -194,7 +202,8 @@ def light_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def _check_kept(kept: Tensor, granules: int) -> None:
     inside = kept.numel() == 0 or (int(kept.min()) >= 0 and int(kept.max()) < granules)
-    if not inside or torch.unique(kept).numel() != kept.numel():
+    runs = kept.unbind(1) if kept.ndim == 2 else [kept]
+    if not inside or any(torch.unique(run).numel() != run.numel() for run in runs):
         raise ParameterError(
             f"Asked to keep granules {kept.tolist()[:8]}...",
             f"The unit has granules 0 to {granules - 1}, each of which can be kept once",

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ffprune.core.errors import UnsupportedArchitecture
+from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.core.units import Kind, Unit
 from ffprune.models.families import Family, family_of
 from ffprune.models.fused import take_apart
 from ffprune.models.modeling_pruned import tell
 from ffprune.models.onload import Onload
 
+Heads = Literal["group", "query"]
+"""What a granule of attention is: a key/value group with its query heads, or a query head of every group."""
 
-def granule_indices(granules: Tensor, width: int) -> Tensor:
+
+def granule_indices(granules: Tensor, width: int, runs: int = 1, total: int = 0) -> Tensor:
     """Row or column indices of a linear that belong to some granules.
 
     Granule g owns the ``width`` consecutive indices from ``g * width``: transformers lays heads out one
-    after the other, and the query heads of one key/value group are neighbours (``repeat_kv``).
+    after the other, and the query heads of one key/value group are neighbours (``repeat_kv``). Where a granule is a
+    query head of every group, each group is a run that has its part of every granule.
 
     Args:
-        granules: [m] int64, granule indices in any order.
-        width: indices per granule in this linear.
+        granules: [m] int64, granule indices in any order; or [m, runs], which may differ from run to run.
+        width: indices per granule in this linear, in all runs together.
+        runs: parts that a granule has, each in a stretch of the linear of its own.
+        total: granules that the linear has; needed for several runs.
 
     Returns:
-        [m * width] int64, in the order of ``granules``.
+        [m * width] int64, run by run, in the order of ``granules``.
     """
-    offsets = torch.arange(width, device=granules.device)
-    return (granules[:, None] * width + offsets).flatten()
+    part = width // runs
+    offsets = torch.arange(part, device=granules.device)
+    if runs == 1:
+        return (granules.reshape(-1, 1) * part + offsets).flatten()
+    places = granules if granules.ndim == 2 else granules[:, None].expand(-1, runs)
+    starts = torch.arange(runs, device=granules.device) * total + places  # [m, runs], in parts
+    return (starts.T[:, :, None] * part + offsets).flatten()
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,14 @@ class UnitLinears:
         last_role: ``o`` or ``down``.
         last: the linear that loses input columns; its bias is never touched.
         width: role -> rows (for the last role: columns) per granule.
+        runs: stretches of every linear that a granule has a part in.
     """
 
     inputs: dict[str, nn.Linear]
     last_role: str
     last: nn.Linear
     width: dict[str, int]
+    runs: int = 1
 
     @property
     def all(self) -> dict[str, nn.Linear]:
@@ -59,6 +73,10 @@ class UnitLinears:
         """Granules the unit has now."""
         return self.last.in_features // self.width[self.last_role]
 
+    def columns(self, granules: Tensor) -> Tensor:
+        """Columns of the last linear that belong to some granules (:func:`granule_indices`)."""
+        return granule_indices(granules, self.width[self.last_role], self.runs, self.granules)
+
 
 class Block:
     """One decoder layer: its linears by role, and its shape as it is now.
@@ -67,6 +85,7 @@ class Block:
         layer: the decoder layer's module.
         index: its position among the decoder layers.
         family: the row that fits the model.
+        granule: what a granule of attention is.
 
     Attributes:
         layer: the decoder layer's module.
@@ -75,30 +94,37 @@ class Block:
         linears: role -> linear; roles are q, k, v, o, up, down and, where the FFN is gated, gate. OPT's
             fc1 is ``up`` and fc2 is ``down``.
         head_dim: width of one head.
-        heads_per_group: query heads that share one key/value head (1 without GQA).
 
     Raises:
         UnsupportedArchitecture: a linear of the row is missing, or query heads do not divide into groups.
     """
 
-    def __init__(self, layer: nn.Module, index: int, family: Family) -> None:
-        self.layer, self.index = layer, index
+    def __init__(self, layer: nn.Module, index: int, family: Family, granule: Heads) -> None:
+        self.layer, self.index, self._granule = layer, index, granule
         for fusion in family.fused:
             _submodule(layer, fusion.path, family)
         take_apart(layer, family)
         self.attention = _submodule(layer, family.attention, family)
         self.linears = {role: _linear(layer, path, family) for role, path in family.paths.items()}
         self.head_dim = int(getattr(self.attention, family.head_dim))
-        heads, groups = (self.linears[role].out_features // self.head_dim for role in "qk")
-        if groups == 0 or heads % groups:
+        if self.groups == 0 or self.heads % self.groups:
             raise UnsupportedArchitecture(
-                f"Layer {index} has {heads} query heads for {groups} key/value heads",
+                f"Layer {index} has {self.heads} query heads for {self.groups} key/value heads",
                 "Every key/value head must serve the same number of query heads, and there must be one",
                 "Prune whole key/value groups, or leave this model out",
             )
-        self.heads_per_group = heads // groups
         self._ffn_inputs = tuple(family.ffn_inputs)
         self._family = family
+
+    @property
+    def heads(self) -> int:
+        """Query heads now."""
+        return self.linears["q"].out_features // self.head_dim
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one key/value head now (1 without GQA)."""
+        return self.heads // self.groups
 
     @property
     def groups(self) -> int:
@@ -110,8 +136,13 @@ class Block:
         """FFN channels now."""
         return self.linears["down"].in_features
 
-    def unit_linears(self, kind: Kind) -> UnitLinears:
-        """The linears of this layer's attention or FFN unit."""
+    def unit_linears(self, kind: Kind, granule: Heads | None = None) -> UnitLinears:
+        """The linears of this layer's attention or FFN unit, for granules as the block has them or as named."""
+        if kind == "attention" and (granule or self._granule) == "query":
+            query = self.head_dim * self.groups
+            return UnitLinears(
+                {"q": self.linears["q"]}, "o", self.linears["o"], {"q": query, "o": query}, runs=self.groups
+            )
         if kind == "attention":
             query = self.head_dim * self.heads_per_group
             return UnitLinears(
@@ -125,7 +156,7 @@ class Block:
 
     def sync_heads(self) -> None:
         """Tell the attention module the head counts that its projections have now."""
-        tell(self.attention, self._family.layout, self.groups * self.heads_per_group, self.groups)
+        tell(self.attention, self._family.layout, self.heads, self.groups)
 
 
 class ModelView:
@@ -138,9 +169,12 @@ class ModelView:
     Args:
         model: the model; what it computes is not changed, but fused linears (Phi-3, GPT-NeoX, GPT-2) are replaced by
             their parts (:mod:`ffprune.models.fused`).
+        heads: what a granule of attention is. A query head of every key/value group leaves keys, values and their cache
+            as they are, and every group as many query heads as the others.
 
     Attributes:
         model: the model.
+        heads: what a granule of attention is.
         family: its row in the table of families.
         blocks: one per decoder layer.
         units: layer by layer, attention (``layers.3.attention``) before FFN (``layers.3.ffn``).
@@ -150,14 +184,21 @@ class ModelView:
 
     Raises:
         UnsupportedArchitecture: no family fits.
+        ParameterError: query heads are to go from a model where each has a key/value head of its own.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, heads: Heads = "group") -> None:
+        self.model, self.heads = model, heads
         self.family = family_of(model.config)
         self.onload: Onload | None = getattr(model, "onload", None)
         layers = _submodule(model, self.family.layers, self.family)
-        self.blocks = [Block(layer, i, self.family) for i, layer in enumerate(layers.children())]
+        self.blocks = [Block(layer, i, self.family, heads) for i, layer in enumerate(layers.children())]
+        if heads == "query" and all(block.heads_per_group == 1 for block in self.blocks):
+            raise ParameterError(
+                f"Query heads inside key/value groups were to be pruned from a {type(model).__name__}",
+                "Each of its query heads has a key/value head of its own",
+                "Set units.heads to group: a group is one head there",
+            )
         kinds: tuple[Kind, ...] = ("attention", "ffn")
         self._kinds = [(block, kind) for block in self.blocks for kind in kinds]
         self.units = tuple(_unit(block, kind) for block, kind in self._kinds)
@@ -181,11 +222,12 @@ class ModelView:
     def granule_macs(self, context: int) -> list[int]:
         """Multiply-adds of a granule of every unit for one token that attends to ``context`` tokens, itself included.
 
-        Its weights, and for a key/value group the products of its query heads with ``context`` keys (scores) and as
+        Its weights, and for attention the products of its query heads with ``context`` keys (scores) and as
         many values (their weighted sum): 2 * head_dim * heads * context. A prefill of n tokens, each of which attends
         to those before it, comes to ``context`` = (n + 1) / 2 on average.
         """
-        products = [2 * block.head_dim * block.heads_per_group * context for block, _ in self._kinds]
+        heads = (block.groups if self.heads == "query" else block.heads_per_group for block, _ in self._kinds)
+        products = [2 * block.head_dim * count * context for (block, _), count in zip(self._kinds, heads, strict=True)]
         return [
             unit.params_per_granule + (product if unit.kind == "attention" else 0)
             for unit, product in zip(self.units, products, strict=True)

@@ -143,10 +143,12 @@ def _shared_inputs(view: ModelView, layers: Collection[int]) -> list[tuple[str, 
 
 
 def _units_of(view: ModelView, layers: Collection[int]) -> Iterator[tuple[int, UnitLinears]]:
-    """Layer and linears of the units in some layers."""
-    for index, unit in enumerate(view.units):
-        if unit.layer in layers:
-            yield unit.layer, view.unit_linears(index)
+    """Layer and all linears of the attention and the FFN in some layers."""
+    for block in view.blocks:
+        if block.index in layers:
+            # Keys and values are watched whether they can go or not.
+            yield block.index, block.unit_linears("attention", "group")
+            yield block.index, block.unit_linears("ffn")
 
 
 def _updater(gram: Gram) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -74,6 +74,12 @@ def calibration_windows(ctx: StageContext, seqlen: int, count: int, key: str, sa
     return sample_windows(ctx.path(DENSE), ctx.path(CALIBRATION), seqlen, count, ctx.params.seed + salt, key)
 
 
+def dense_view(ctx: StageContext, dtype: torch.dtype | None = None, differentiated: bool = False) -> ModelView:
+    """The dense model with the units that the parameters name; arguments as :func:`load`."""
+    model = load(ctx.path(DENSE), ctx.params.compute, dtype, differentiated)
+    return ModelView(model, ctx.params.units.heads)
+
+
 def recipe_windows(ctx: StageContext, name: str, recipe: Recipe, study: Study) -> Tensor:
     """Calibration windows of an entry of ``methods``, as many as it asks for, else the study's."""
     count = recipe.calibration_windows or study.calibration.windows
@@ -108,7 +114,7 @@ def _grams_file(folder: Path, layer: int) -> Path:
 
 
 def read_orders(view: ModelView, path: Path, repaired: bool) -> list[Tensor]:
-    """Per unit, its granules from the most to the least important, int64 ``[granules]``.
+    """Per unit, its granules from the most to the least important, int64 ``[granules]`` (or ``[granules, runs]``).
 
     Args:
         view: the dense model.
@@ -120,5 +126,5 @@ def read_orders(view: ModelView, path: Path, repaired: bool) -> list[Tensor]:
 
 
 def kept_granules(orders: Sequence[Tensor], allocation: Allocation) -> list[Tensor]:
-    """Per unit, the granules that stay, in their original order, int64 ``[kept]``."""
-    return [torch.sort(order[:kept]).values for order, kept in zip(orders, allocation.kept, strict=True)]
+    """Per unit, the granules that stay, in their original order, int64 ``[kept]`` (or ``[kept, runs]``)."""
+    return [torch.sort(order[:kept], dim=0).values for order, kept in zip(orders, allocation.kept, strict=True)]

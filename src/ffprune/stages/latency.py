@@ -6,12 +6,11 @@ from dataclasses import asdict
 
 from ffprune.core.errors import ParameterError
 from ffprune.evaluate.latency import Probe, block_latencies
-from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import load
+from ffprune.stages.inputs import dense_view
 from ffprune.stages.lineage import machine
-from ffprune.stages.record import DENSE, LATENCY
+from ffprune.stages.record import LATENCY
 
 
 def run(ctx: StageContext) -> None:
@@ -20,7 +19,7 @@ def run(ctx: StageContext) -> None:
         artifacts.write_json(ctx.path(LATENCY), {})
         return
     probe = Probe(**ctx.params.latency.model_dump())
-    view = ModelView(load(ctx.path(DENSE), ctx.params.compute))
+    view = dense_view(ctx)
     with ctx.progress(1, "latency") as bar:
 
         def show(done: int, total: int) -> None:

@@ -13,14 +13,14 @@ from ffprune.core.units import Unit
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, read_grams, read_orders
-from ffprune.stages.record import DENSE, GRAMS, LEVELS, ORDER
+from ffprune.stages.inputs import DTYPES, dense_view, read_grams, read_orders
+from ffprune.stages.record import GRAMS, LEVELS, ORDER
 
 
 def run(ctx: StageContext) -> None:
     """One file a unit, of maps in the dtype of the search's forward passes."""
     params, dtype = ctx.params.levels, DTYPES[ctx.params.compute.dtype]
-    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
+    view = dense_view(ctx, torch.float32)
     levels, step = levels_within(view, params.min_keep, params.step, dtype.itemsize, params.gigabytes * 1e9)
     maker = Levels(view, read_orders(view, ctx.path(ORDER), True), read_grams(view, ctx.path(GRAMS)), params.damping)
     written = 0

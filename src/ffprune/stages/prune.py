@@ -26,14 +26,14 @@ def run(ctx: StageContext) -> None:
     # Nothing is computed: weights that no cut replaces stay mapped in their file.
     dense = load_model(ctx.path(DENSE), stored_dtype(ctx.path(DENSE)))
     tokenizer = load_tokenizer(ctx.path(DENSE))
-    view = ModelView(dense)
+    view = ModelView(dense, ctx.params.units.heads)
     orders = read_orders(view, ctx.path(ORDER), repaired=False)
     cuts = _cuts(ctx, view)
     artifacts.check_room(ctx.path(PRUNED), len(cuts) * sum(parameter.nbytes for parameter in dense.parameters()))
     with artifacts.atomic_dir(ctx.path(PRUNED)) as folder, ctx.progress(len(cuts), "prune") as bar:
         for target, name, allocation, budget in cuts:
             model = light_copy(dense)
-            slice_model(ModelView(model), kept_granules(orders, allocation))
+            slice_model(ModelView(model, view.heads), kept_granules(orders, allocation))
             _write(model, tokenizer, folder / f"{target:g}" / name, target, allocation, budget)
             bar.update(1, policy=f"{target:g}/{name}")
     ctx.log_table(

@@ -13,10 +13,10 @@ from ffprune.core.ridge import repair
 from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_tokenizer, save_model, stored_dtype
 from ffprune.models.surgery import light_copy, read_unit, set_unit, slice_model
-from ffprune.models.view import ModelView, granule_indices
+from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, calibration_windows, kept_granules, load, read_grams, read_orders
+from ffprune.stages.inputs import DTYPES, calibration_windows, dense_view, kept_granules, read_grams, read_orders
 from ffprune.stages.policies import read_policy
 from ffprune.stages.record import DENSE, GRAMS, ORDER, PRUNED, REPAIRED
 
@@ -28,7 +28,7 @@ def run(ctx: StageContext) -> None:
     it is and a cut that is repaired want different granules kept.
     """
     params = ctx.params.ridge
-    dense = ModelView(load(ctx.path(DENSE), ctx.params.compute, DTYPES["float32"]))
+    dense = dense_view(ctx, DTYPES["float32"])
     orders = read_orders(dense, ctx.path(ORDER), repaired=True)
     tokenizer = load_tokenizer(ctx.path(DENSE))
     storage = stored_dtype(ctx.path(DENSE))
@@ -69,14 +69,13 @@ def _own_output(ctx: StageContext, dense: ModelView, orders: list[Tensor]) -> Re
     def make(policy: Allocation, done: Callable[[int], None]) -> PreTrainedModel:
         kept = kept_granules(orders, policy)
         model = light_copy(dense.model)
-        view = ModelView(model)
+        view = ModelView(model, dense.heads)
         slice_model(view, kept)
         for index, granules in enumerate(kept):
             parts = dense.unit_linears(index)
             if len(granules) < parts.granules:
-                columns = granule_indices(granules, parts.width[parts.last_role])
                 weight = parts.last.weight.detach().cpu().float()
-                repaired = repair(weight, grams[index], columns, params.damping, params.absolute)
+                repaired = repair(weight, grams[index], parts.columns(granules), params.damping, params.absolute)
                 set_unit(view, index, read_unit(view, index).replace_last(repaired.to(parts.last.weight.device)))
             done(1)
         return model
@@ -90,7 +89,7 @@ def _stream(ctx: StageContext, dense: ModelView, orders: list[Tensor]) -> Repair
     windows = calibration_windows(ctx, params.seqlen, params.windows, "ridge.stream.windows")
 
     def make(policy: Allocation, done: Callable[[int], None]) -> PreTrainedModel:
-        view = ModelView(light_copy(dense.model))
+        view = ModelView(light_copy(dense.model), dense.heads)
         follow(
             view,
             policy,

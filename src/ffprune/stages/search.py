@@ -60,7 +60,7 @@ def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
     """Set the problem up and search; what was found, and for which budget."""
     params = ctx.params.search
     bounds = params.bounds()
-    budget = Budget.on(read_view(ctx.path(DENSE)), facts_of(params, ctx.path(LATENCY)))
+    budget = Budget.on(read_view(ctx.path(DENSE), ctx.params.units.heads), facts_of(params, ctx.path(LATENCY)))
     warn_of_another_machine(budget.facts, ctx.params.compute.device)
     budget.check(task.sparsity, bounds)
     units = budget.units

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from ffprune.compress.structured import prepare
 from ffprune.evaluate.reward import ModelReward
-from ffprune.models.view import ModelView
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, read_orders, validation_windows
+from ffprune.stages.inputs import DTYPES, dense_view, read_orders, validation_windows
 from ffprune.stages.levels import read_levels
-from ffprune.stages.record import DENSE, ORDER
+from ffprune.stages.record import ORDER
 from ffprune.stages.reward import trial_reward
 
 
@@ -23,7 +22,7 @@ def search_reward(ctx: StageContext) -> ModelReward:
     """
     params, compute = ctx.params.search, ctx.params.compute
     windows = validation_windows(ctx, params.seqlen, "search.seqlen")
-    view = ModelView(load(ctx.path(DENSE), compute, DTYPES["float32"]))
+    view = dense_view(ctx, DTYPES["float32"])
     orders = read_orders(view, ctx.path(ORDER), params.compensated)
     levels = read_levels(view, orders, ctx.path, ctx.params.levels.damping) if params.compensated else None
     plan = prepare(view, orders, levels, DTYPES[compute.dtype])

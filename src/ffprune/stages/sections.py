@@ -353,6 +353,12 @@ class Report(Section):
     dpi: int = Field(ge=50)
 
 
+class Units(Section):
+    """What the pipeline prunes."""
+
+    heads: Literal["group", "query"]
+
+
 class Params(Section):
     """The whole of params.yaml. Checks that span sections belong in a ``model_validator`` here."""
 
@@ -362,6 +368,7 @@ class Params(Section):
     workers: Workers
     model: ModelParams
     data: TextParams
+    units: Units
     calibrate: Calibrate
     sensitivity: Sensitivity
     levels: LevelsParams

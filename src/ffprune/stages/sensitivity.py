@@ -15,14 +15,14 @@ from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, calibration_windows, gram_tokens, load, read_grams
-from ffprune.stages.record import CURVES, DENSE, GRAMS, ORDER, TRACES
+from ffprune.stages.inputs import DTYPES, calibration_windows, dense_view, gram_tokens, read_grams
+from ffprune.stages.record import CURVES, GRAMS, ORDER, TRACES
 
 
 def run(ctx: StageContext) -> None:
     """Three measurements that the search starts from: rankings, curvatures, Hessian traces."""
     params = ctx.params.sensitivity
-    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32, differentiated=True))
+    view = dense_view(ctx, torch.float32, differentiated=True)
     grams = read_grams(view, ctx.path(GRAMS))
     rankings = _rankings(ctx, view, grams, params.criterion)
     plain = _rankings(ctx, view, grams, params.plain_criterion)
@@ -63,7 +63,7 @@ def _rankings(ctx: StageContext, view: ModelView, grams: list[Tensor], criterion
         torch.set_num_threads(1)
         parts = view.unit_linears(index)
         weight = parts.last.weight.detach().cpu()
-        return rank(criterion, weight, grams[index], parts.width[parts.last_role], params.damping)
+        return rank(criterion, weight, grams[index], parts.width[parts.last_role], params.damping, parts.runs)
 
     rankings = []
     with ctx.progress(len(view.units), criterion) as bar, ThreadPoolExecutor(threads) as pool:
