@@ -41,6 +41,7 @@ def forget() -> None:
     np.random.seed(987)  # noqa: NPY002 - SB3 uses it
 
 
+@pytest.mark.slow
 def test_the_bandits_answer_is_found() -> None:
     bandit = Bandit(WEIGHTS)
     agent, _ = agent_in(bandit, PRESETS["warm"], start=[0.0] * 6)
@@ -54,6 +55,7 @@ def test_the_bandits_answer_is_found() -> None:
     assert after < best + 0.3 * (before - best)
 
 
+@pytest.mark.slow
 def test_rewards_rise_while_it_learns() -> None:
     agent, log = agent_in(Bandit(WEIGHTS, noise=0.0), PRESETS["warm"], start=[0.0] * 6)
     for _ in range(12):

@@ -148,6 +148,7 @@ def test_an_allocation_is_exact_and_keeps_the_differences(sparsity: float) -> No
         besa(units, rates, 0.96, Bounds(0.05, 1.0))
 
 
+@pytest.mark.slow
 def test_on_a_tiny_llama() -> None:
     view = ModelView(spread(llama()))
     with torch.no_grad():

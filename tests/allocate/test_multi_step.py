@@ -196,6 +196,7 @@ def test_the_best_trials_and_the_mean_policy_are_rescored() -> None:
     assert losses == sorted(losses)
 
 
+@pytest.mark.slow
 def test_it_learns() -> None:
     bandit = Bandit(WEIGHTS, noise=0.0)
     found = run(bandit, trials=112, preset=PRESETS["warm"])

@@ -90,6 +90,7 @@ def put(folder: Path, **files: Iterable[object]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_own_task_by_path_and_by_name(
     small_llama: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,

@@ -101,6 +101,18 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 }
 
 
+#: Families that are laid out like another one here: their share of the suite runs with the slow tests.
+ALIKE = ("llama_mha", "qwen2", "qwen3", "gemma3_text", "granite", "smollm3", "starcoder2", "phi", "gpt_neox_serial")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and isinstance(item, pytest.Function):
+            given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+            if getattr(item.cls, "case", None) in ALIKE or any(value in ALIKE for value in given if type(value) is str):
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

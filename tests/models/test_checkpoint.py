@@ -41,6 +41,7 @@ save_file(logits, f"{folder}/logits.safetensors")
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_computes_the_same_logits(make_model, tokens, uneven, tmp_path):
     models = {name: make_model(name) for name in CONFIGS}
     for name, model in models.items():

@@ -183,6 +183,7 @@ def test_a_device_map_and_turns_are_refused_together(folder: Path) -> None:
         load_model(folder, device_map="auto", onload="block")
 
 
+@pytest.mark.slow
 def test_every_step_of_a_walk_is_on_the_device_of_the_layer(monkeypatch) -> None:
     """Fake tensors compute nothing, but refuse to mix devices; the meta device stands for a real one."""
     for module in (watch, blocks):

@@ -41,6 +41,7 @@ def explicit(name: str) -> float:
     return float(torch.stack(rows).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("product", ["exact", "finite_difference"])
 def test_traces_are_the_explicit_hessians_within_their_stated_error(product: Product) -> None:
     view = double()

@@ -137,6 +137,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         pypi.fetch_member(source(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_real_pip_without_index_becomes_a_lesson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(NoNetwork) as refusal:

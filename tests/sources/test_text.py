@@ -192,6 +192,7 @@ for call in (
 """
 
 
+@pytest.mark.slow
 def test_the_hub_offline_is_told_for_models_and_texts(tmp_path: Path) -> None:
     """In a process of its own: the hub's libraries read the switch when they are imported."""
     import os

@@ -124,7 +124,7 @@ def run(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("budget", ["parameters", "macs"])
 def test_other_budgets_load_no_model(here: Path, monkeypatch: pytest.MonkeyPatch, budget: str) -> None:
-    monkeypatch.setattr(latency_stage, "load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(latency_stage, "dense_view", lambda *_: pytest.fail("a model was loaded"))
     assert run(search={"budget": budget}) == {}
     assert facts_of(params(search={"budget": budget}).search, Path(LATENCY))["latency"] == {}
 
@@ -138,7 +138,7 @@ def test_the_table_tells_times_and_the_machine(here: Path, monkeypatch: pytest.M
         progress(1, 1)
         return Latencies(block_times(view), 9.0)
 
-    monkeypatch.setattr(latency_stage, "load", lambda *_: model)
+    monkeypatch.setattr(latency_stage, "dense_view", lambda *_: ModelView(model))
     monkeypatch.setattr(latency_stage, "block_latencies", measured)
     table = run(search={"budget": "latency"}, latency={"phase": "decode", "tokens": 7})
     assert asked == [Probe("decode", 7, 1, 12, 10)]
@@ -152,7 +152,7 @@ def test_the_table_tells_times_and_the_machine(here: Path, monkeypatch: pytest.M
 def test_times_of_nothing_but_noise_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     units = tuple(unit.name for unit in ModelView(model).units)
-    monkeypatch.setattr(latency_stage, "load", lambda *_: model)
+    monkeypatch.setattr(latency_stage, "dense_view", lambda *_: ModelView(model))
     noise = Latencies((BlockTimes(units, 2, (1, 2), (-0.1, -0.3)),), -0.4)
     monkeypatch.setattr(latency_stage, "block_latencies", lambda *_: noise)
     with pytest.raises(ParameterError, match=r"Raise latency\.tokens"):

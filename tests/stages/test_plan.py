@@ -142,6 +142,7 @@ def test_an_unknown_model_is_refused_with_what_is_known(tmp_path: Path, monkeypa
         config_of(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)  # of the whole process
     print_plan("llama-7b", in_turn(PARAMS))
