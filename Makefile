@@ -51,7 +51,7 @@ check: $(STAMP) ## Format, lint, types, import contracts, fast tests: under 90 s
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy flows/pipeline.py
+	$(BIN)/mypy flows/pipeline.py benchmarks/*.py
 	$(BIN)/lint-imports
 	$(PYTEST) -m "not slow" $(ARGS)
 

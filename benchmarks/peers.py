@@ -35,9 +35,11 @@ from ffprune.evaluate.perplexity import perplexity
 from ffprune.models.checkpoint import load_model, load_tokenizer
 from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
+from ffprune.stages.compressing import check_model, compress
+from ffprune.stages.deciding import Deciding
+from ffprune.stages.evidence import Calibration
 from ffprune.stages.params import load_params
 from ffprune.stages.sections import Recipe, Study, Workers
-from ffprune.stages.workshop import Workshop
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "peers.json"
@@ -148,25 +150,27 @@ def _measure(
     precision = "highest" if recipe.sparsity >= 0.7 else "medium"
     torch.set_float32_matmul_precision(precision)
     view = ModelView(load_model(folder, torch.float32))
-    alone = Workers(count=0, address=None, gpus=0)
-    shop = Workshop(
+    deciding = Deciding(
         name=recipe.label,
         recipe=recipe,
         study=study,
         view=view,
-        calibration=calibration,
+        calibration=Calibration(calibration, study.calibration.batch_size, torch.float32),
         validation=lambda: search,
-        dtype=torch.float32,
         trial_dtype=torch.bfloat16,
         seed=0,
-        workers=alone,
+        workers=Workers(count=0, address=None, gpus=0),
         store=lambda _: NoStore(),
     )
-    shop.check()
+    check_model(recipe.label, recipe, view)
     started = time.monotonic()
-    decision = shop.decide()
+    decision = None
+    if deciding.rows[1].granularity in ("structured", "unstructured"):
+        deciding.check()
+        decision = deciding.decide()
     decided = time.monotonic()
-    facts = shop.compress(decision, lambda done, total: None)
+    allocation = decision.allocation if decision else None
+    facts = compress(recipe, study, view, calibration, allocation, torch.float32, lambda done, total: None)
     pruned = time.monotonic()
     value = perplexity(view.model, test, 4).value
     return {
@@ -174,7 +178,7 @@ def _measure(
         "sparsity": decision.allocation.sparsity if decision else recipe.sparsity,
         "decide_seconds": round(decided - started, 1),
         "prune_seconds": round(pruned - decided, 1),
-        "trials": len(shop.trials),
+        "trials": len(deciding.trials),
         "precision": precision,
         "facts": facts | (decision.facts if decision else {}),
     }

@@ -40,7 +40,7 @@ from ffprune.evaluate.logits import reduce_logits
 from ffprune.evaluate.reward import ModelReward
 from ffprune.models.curvature import output_curvature
 from ffprune.models.view import ModelView
-from ffprune.stages.evidence import last_grams
+from ffprune.stages.evidence import Calibration, last_grams
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
 COMMAND = "python benchmarks/scale.py"
@@ -85,7 +85,8 @@ def measure(size: str) -> dict[str, Any]:
         num_key_value_heads=groups,
         tie_word_embeddings=True,
     )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model: Any = LlamaForCausalLM(config)
+    model.eval().requires_grad_(False)
     view = ModelView(model)
     windows = torch.randint(VOCABULARY, (WINDOWS, SEQLEN))
     ratios: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
@@ -98,7 +99,7 @@ def measure(size: str) -> dict[str, Any]:
         ratios[name] = round(median(mine / bare for mine, bare in pairs), 3)
 
     def calibrate() -> list[Gram]:
-        return list(last_grams(view, windows, BATCH, torch.float32, whole=True))
+        return list(last_grams(view, Calibration(windows, BATCH, torch.float32), whole=True))
 
     grams = calibrate()
     beside("calibrate", calibrate, windows.numel())

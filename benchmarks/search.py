@@ -326,7 +326,7 @@ def _noise(bench: Bench) -> dict[str, float]:
         tables["divergence"].append([pair[0] for pair in single])
         tables["nll"].append([pair[1] for pair in single])
     tokens = bench.windows.shape[1] - 1
-    found = {}
+    found: dict[str, Any] = {}
     for name, rows in tables.items():
         table = np.array(rows)
         rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
@@ -360,12 +360,12 @@ def _rows(runs: dict[str, Any]) -> list[dict[str, Any]]:
 
     rows = []
     if cost := runs.get("cost"):
-        pairs = list(zip(cost["trial"], cost["forward"], cost["set"], cost["perplexity_trial"], strict=True))
-        rows.append(row("trial_over_forward", [trial / forward for trial, forward, _, _ in pairs], "<= 1.05"))
+        trials = list(zip(cost["trial"], cost["forward"], cost["set"], cost["perplexity_trial"], strict=True))
+        rows.append(row("trial_over_forward", [trial / forward for trial, forward, _, _ in trials], "<= 1.05"))
         rows.append(
-            row("trial_over_forward_by_perplexity", [plain / forward for _, forward, _, plain in pairs], "<= 1.05")
+            row("trial_over_forward_by_perplexity", [plain / forward for _, forward, _, plain in trials], "<= 1.05")
         )
-        rows.append(row("policy_set_share", [put / trial for trial, _, put, _ in pairs], "<= 0.02"))
+        rows.append(row("policy_set_share", [put / trial for trial, _, put, _ in trials], "<= 0.02"))
     if noise := runs.get("noise"):
         rows += [row(f"signal_to_noise_{name}", [noise[f"{name} ratio"]], "report") for name in ("divergence", "nll")]
     for sparsity in ("0.2", "0.3"):

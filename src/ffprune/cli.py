@@ -50,7 +50,9 @@ def table() -> None:
 
 
 Model = Annotated[str | None, typer.Option("--model", help="A profile; the one in params.yaml if none is named.")]
-Full = Annotated[bool, typer.Option("--full", help="The paper's size; the short one fits 20 minutes on two cores.")]
+Full = Annotated[
+    bool, typer.Option("--full", help="The paper's size; the short one fits 20 minutes on two cores (--workers 2).")
+]
 Show = Annotated[bool, typer.Option("--show", help="Run nothing; show what has been measured.")]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -319,6 +319,7 @@ def dense_grams(
     batch_size: int,
     full: Collection[str] | None = None,
     dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[dict[str, Gram]]:
     """Statistics of the dense model, one layer at a time.
 
@@ -331,6 +332,7 @@ def dense_grams(
         batch_size: windows a forward pass.
         full: roles whose whole X^T X is wanted; None: all.
         dtype: that layers multiply in.
+        progress: told of layers done and in all.
 
     Yields:
         Role -> Gram, layer by layer; empty again when the next layer is asked for.
@@ -345,3 +347,5 @@ def dense_grams(
         yield grams
         grams.clear()  # a loop would hold them while the next layer's are made
         walk.advance(outputs)
+        if progress is not None:
+            progress(block.index + 1, len(view.blocks))

@@ -6,6 +6,7 @@ A stage of its own, so that a search is not made again when the cut that follows
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
 from ffprune.stages.deciding import Deciding
+from ffprune.stages.evidence import Calibration
 from ffprune.stages.inputs import DTYPES, load, recipe_windows, validation_windows
+from ffprune.stages.progress import Progress
 from ffprune.stages.recipes import check_onload, rows_of
 from ffprune.stages.record import DENSE
 from ffprune.stages.search_journal import SearchJournal
@@ -36,23 +39,27 @@ def run(ctx: StageContext) -> None:
         artifacts.write_json(ctx.path(ctx.stage.outs[0]), _written(None, [], 0.0))
         return
     study, dtype = ctx.params.study, DTYPES[ctx.params.compute.dtype]
+    trials = (recipe.trials or 0) + (recipe.first.trials if recipe.first else 0)
+    bars = _Bars(ctx, name, trials)
+    calibration = Calibration(recipe_windows(ctx, name, recipe, study), study.calibration.batch_size, dtype, bars.layer)
     deciding = Deciding(
         name=name,
         recipe=recipe,
         study=study,
         view=ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32)),
-        calibration=recipe_windows(ctx, name, recipe, study),
+        calibration=calibration,
         validation=lambda: validation_windows(ctx, study.search.seqlen, "study.search.seqlen"),
-        dtype=dtype,
         trial_dtype=dtype,
         seed=ctx.params.seed,
         workers=ctx.workers,
         store=lambda sparsity: SearchStore(_folder(ctx, sparsity), deciding.units),
         journal=lambda: SearchJournal(_folder(ctx, recipe.sparsity)),
+        on_trial=bars.trial,
     )
     deciding.check()
     started = time.monotonic()
-    decision = _decide(ctx, deciding)
+    with bars:
+        decision = deciding.decide()
     written = _written(decision, deciding.trials, time.monotonic() - started)
     artifacts.write_json(ctx.path(ctx.stage.outs[0]), written)
     ctx.log_table("policy.json", written["units"])
@@ -61,21 +68,29 @@ def run(ctx: StageContext) -> None:
     ctx.log_figure(drawn or figures.matrix_policy(decision.allocation), "policy.png")
 
 
-def _decide(ctx: StageContext, deciding: Deciding) -> Decision:
-    """The decision; a search shows every trial as it comes."""
-    recipe = deciding.recipe
-    planned = (recipe.trials or 0) + (recipe.first.trials if recipe.first else 0)
-    if not planned:
-        return deciding.decide()
-    with ctx.progress(planned, f"search {deciding.name}") as bar:
+class _Bars(ExitStack):
+    """Progress of a decision, a bar after the other: layers, whenever it calibrates, and trials, if it searches."""
 
-        def show(number: int, trial: Looked) -> None:
-            reward, perplexity = trial.reward, min(trial.perplexity, 1e9)
-            ctx.log_metrics({"reward": reward, "perplexity": perplexity}, number)
-            bar.update(reward=reward, perplexity=perplexity)
+    def __init__(self, ctx: StageContext, name: str, trials: int) -> None:
+        super().__init__()
+        self._ctx, self._name, self._trials = ctx, name, trials
+        self._step, self._bar = "", ctx.progress(0, name)
 
-        deciding.on_trial = show
-        return deciding.decide()
+    def layer(self, done: int, total: int) -> None:
+        """A layer was calibrated."""
+        self._at("calibrate", total, anew=done == 1).advance_to(done)
+
+    def trial(self, number: int, trial: Looked) -> None:
+        """A policy was tried."""
+        reward, perplexity = trial.reward, min(trial.perplexity, 1e9)
+        self._ctx.log_metrics({"reward": reward, "perplexity": perplexity}, number)
+        self._at("search", self._trials).update(reward=reward, perplexity=perplexity)
+
+    def _at(self, step: str, total: int, anew: bool = False) -> Progress:
+        if anew or step != self._step:
+            self.close()
+            self._step, self._bar = step, self.enter_context(self._ctx.progress(total, f"{step} {self._name}"))
+        return self._bar
 
 
 def _folder(ctx: StageContext, sparsity: float) -> Path:

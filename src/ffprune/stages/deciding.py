@@ -26,12 +26,12 @@ from ffprune.core.outcome import Outcome
 from ffprune.core.saliency import SALIENCIES
 from ffprune.core.units import Allocation, Unit
 from ffprune.evaluate.reward import ModelReward
-from ffprune.models.blocks import dense_grams
 from ffprune.models.masked_block import prune_in_turn
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView
 from ffprune.stages import evidence
 from ffprune.stages.cluster import check_installed, hired
+from ffprune.stages.evidence import Calibration
 from ffprune.stages.recipes import rows_of
 from ffprune.stages.reward import trial_reward
 from ffprune.stages.sections import Recipe, Study, Workers
@@ -46,9 +46,8 @@ class Deciding:
         recipe: the entry of ``methods``.
         study: what all recipes share.
         view: the dense model in float32; it does not change.
-        calibration: int64 ``[n, seqlen]`` windows.
+        calibration: text to calibrate on, and how.
         validation: gives int64 ``[n, seqlen]`` windows of a search's reward.
-        dtype: that layers multiply in while calibrating.
         trial_dtype: of a search's forward passes.
         seed: of everything random.
         workers: how many processes try a search's policies.
@@ -62,9 +61,8 @@ class Deciding:
     recipe: Recipe
     study: Study
     view: ModelView
-    calibration: Tensor
+    calibration: Calibration
     validation: Callable[[], Tensor]
-    dtype: torch.dtype
     trial_dtype: torch.dtype
     seed: int
     workers: Workers
@@ -83,10 +81,6 @@ class Deciding:
     def units(self) -> tuple[Unit, ...]:
         """The units that the compressor removes granules of."""
         return self.view.units if self.rows[1].granularity == "structured" else self.view.weight_units
-
-    @property
-    def _batch(self) -> int:
-        return self.study.calibration.batch_size
 
     def check(self) -> None:
         """Refuse a sparsity out of reach and workers that cannot be hired, before any work.
@@ -131,30 +125,29 @@ class Deciding:
 
     def _evidence(self) -> Evidence:
         """What the allocator needs to know of the dense model."""
-        study, view, windows = self.study, self.view, self.calibration
-        given = view, windows, self._batch, self.dtype
+        study, given = self.study, (self.view, self.calibration)
         measures: dict[Need, Callable[[], Any]] = {
             "outliers": lambda: evidence.outlier_shares(*given, study.owl_multiple),
             "granule_scores": lambda: evidence.granule_scores(*given),
-            "sensitivity": lambda: evidence.sensitivity(view, windows, study.hutchinson, self.seed),
+            "sensitivity": lambda: evidence.sensitivity(
+                self.view, self.calibration.windows, study.hutchinson, self.seed
+            ),
             "curves": self._curves,
             "block_rates": self._block_rates,
         }
         return Evidence(**{need: measures[need]() for need in self.rows[0].needs if need != "reward"})
 
     def _curves(self) -> list[evidence.Floats]:
-        study, view, windows, criterion = self.study, self.view, self.calibration, self.recipe.criterion
+        study, view, text, criterion = self.study, self.view, self.calibration, self.recipe.criterion
         if self.rows[1].granularity == "structured":
-            return evidence.unit_curves(view, self._ranked(self._last_grams()), windows, study.fisher, self.seed)
+            return evidence.unit_curves(view, self._ranked(self._last_grams()), text.windows, study.fisher, self.seed)
         assert criterion is not None
-        return evidence.matrix_curves(
-            view, windows, self._batch, self.dtype, criterion, study.damping, study.fisher, self.seed
-        )
+        return evidence.matrix_curves(view, text, criterion, study.damping, study.fisher, self.seed)
 
     def _last_grams(self) -> Iterator[Gram]:
         """The dense model's, of every unit's last map, with as much as ranking and repairing need."""
         whole = reads_whole_gram(self.recipe.criterion, self.recipe.repair)
-        return evidence.last_grams(self.view, self.calibration, self._batch, self.dtype, whole)
+        return evidence.last_grams(self.view, self.calibration, whole)
 
     def _ranked(self, grams: Iterable[Gram]) -> list[Ranking]:
         """Every unit's granules, ranked once for trials and curves, by the Grams of last maps that come first."""
@@ -171,7 +164,7 @@ class Deciding:
             return learn_rates(ranks, errors, self.recipe.sparsity).rates
 
         # A step a window, as in the published code.
-        return prune_in_turn(self.view, self.calibration, 1, learn)
+        return prune_in_turn(self.view, self.calibration.windows, 1, learn, self.calibration.progress)
 
     def _reward(self) -> ModelReward:
         """Perplexity of the really pruned model, a copy that trials are set on.
@@ -191,8 +184,8 @@ class Deciding:
             plan = structured.prepare(view, orders, levels, self.trial_dtype)
         else:
             full = None if SALIENCIES[recipe.criterion].needs_inverse else ()
-            layers = dense_grams(self.view, self.calibration, self._batch, full, self.dtype)
-            grams = {f"layers.{i}.{role}": gram for i, layer in enumerate(layers) for role, gram in layer.items()}
+            layers = enumerate(self.calibration.grams(self.view, full))
+            grams = {f"layers.{i}.{role}": gram for i, layer in layers for role, gram in layer.items()}
             plan = unstructured.prepare(view, grams, recipe.criterion, study.damping, self.trial_dtype)
         return trial_reward(plan, self.units, self.validation(), allocator.reward, study.search, self.seed)
 

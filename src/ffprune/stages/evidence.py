@@ -1,12 +1,13 @@
 """What allocators may ask to know of a dense model, measured on calibration text when one asks.
 
 Every function takes the dense view in float32 and the calibration windows, and returns arrays in the order of the
-units, as :class:`ffprune.allocate.request.Evidence` holds them.
+units, as :class:`ffprune.allocate.request.Evidence` holds them. ``calibration`` is how layers are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,22 +28,45 @@ from ffprune.models.view import ModelView
 from ffprune.stages.sections import Fisher, Hutchinson
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration text, and how a model is run on it.
+
+    Attributes:
+        windows: int64 ``[n, seqlen]``.
+        batch_size: windows a forward pass.
+        dtype: that layers multiply in.
+        progress: told of layers done and in all.
+    """
+
+    windows: Tensor
+    batch_size: int
+    dtype: torch.dtype
+    progress: Callable[[int, int], None] | None = None
+
+    def grams(self, view: ModelView, full: Collection[str] | None) -> Iterator[dict[str, Gram]]:
+        """Statistics layer by layer (:func:`ffprune.models.blocks.dense_grams`)."""
+        return dense_grams(view, self.windows, self.batch_size, full, self.dtype, self.progress)
+
+
 _LEVELS = 20
 """Levels of a matrix's loss curve: steps of 5% of its weights."""
 
 
-def outlier_shares(view: ModelView, windows: Tensor, batch_size: int, dtype: torch.dtype, multiple: float) -> Floats:
+def outlier_shares(view: ModelView, calibration: Calibration, multiple: float) -> Floats:
     """OWL: per matrix, the share of outliers among its layer's pooled Wanda scores, float64 ``[matrices]``."""
     found = []
-    for block, grams in zip(view.blocks, dense_grams(view, windows, batch_size, (), dtype), strict=True):
+    for block, grams in zip(view.blocks, calibration.grams(view, ()), strict=True):
         pooled = [scores("wanda", linear.weight.detach(), grams[role], 0.0) for role, linear in block.linears.items()]
         found += [outlier_share(pooled, multiple)] * len(pooled)
     return np.array(found)
 
 
-def granule_scores(view: ModelView, windows: Tensor, batch_size: int, dtype: torch.dtype) -> list[Floats]:
+def granule_scores(view: ModelView, calibration: Calibration) -> list[Floats]:
     """FLAP: per structured unit, the fluctuation score of every input column of its last map, float64 ``[n]``."""
-    grams = last_grams(view, windows, batch_size, dtype, whole=False)
+    grams = last_grams(view, calibration, whole=False)
     return [
         wifv(linear.weight.detach(), gram).cpu().numpy() for linear, gram in zip(view.last_maps, grams, strict=True)
     ]
@@ -61,14 +85,7 @@ def unit_curves(
 
 
 def matrix_curves(
-    view: ModelView,
-    windows: Tensor,
-    batch_size: int,
-    dtype: torch.dtype,
-    criterion: str,
-    damping: float,
-    fisher: Fisher,
-    seed: int,
+    view: ModelView, calibration: Calibration, criterion: str, damping: float, fisher: Fisher, seed: int
 ) -> list[Floats]:
     """Per matrix, the predicted loss at equally spaced retentions when the criterion masks its weights.
 
@@ -76,11 +93,15 @@ def matrix_curves(
     weights do together; a reconstruction would leave less, by a factor that is much the same everywhere.
     """
     curvature = dict(
-        zip(view.prunable, _curvatures(view, list(view.prunable.values()), windows, fisher, seed), strict=True)
+        zip(
+            view.prunable,
+            _curvatures(view, list(view.prunable.values()), calibration.windows, fisher, seed),
+            strict=True,
+        )
     )
     scope = SALIENCIES[criterion].scope
     found = []
-    for block, grams in zip(view.blocks, dense_grams(view, windows, batch_size, None, dtype), strict=True):
+    for block, grams in zip(view.blocks, calibration.grams(view, None), strict=True):
         for role, linear in block.linears.items():
             weight, gram = linear.weight.detach(), grams[role]
             assert gram.xx is not None
@@ -107,7 +128,7 @@ def _curvatures(view: ModelView, maps: list[nn.Linear], windows: Tensor, fisher:
     return [found.mean for found in output_curvature(view, maps, chosen, fisher.batch_size, generator)]
 
 
-def last_grams(view: ModelView, windows: Tensor, batch_size: int, dtype: torch.dtype, whole: bool) -> Iterator[Gram]:
+def last_grams(view: ModelView, calibration: Calibration, whole: bool) -> Iterator[Gram]:
     """The Gram of every unit's last map, of one layer at a time; ``whole`` or diagonal and mean."""
-    for grams in dense_grams(view, windows, batch_size, ("o", "down") if whole else (), dtype):
+    for grams in calibration.grams(view, ("o", "down") if whole else ()):
         yield from (grams["o"], grams["down"])

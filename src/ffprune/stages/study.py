@@ -158,7 +158,8 @@ def _run(
     folder: Path, what: str, minutes: int, workers: int, recipes: Iterable[str], besides: Sequence[str] = ()
 ) -> bool:
     """The pipeline's own flow, in the study; says what it will cost before it starts."""
-    print(f"{what}; about {minutes} minutes on two cores with the default model, if nothing is cached", flush=True)
+    cost = f"about {minutes} minutes on two cores (--workers 2) with the default model, if nothing is cached"
+    print(f"{what}; {cost}", flush=True)
     stages = [*(METHOD.of(key).name for key in recipes), *besides]
     words = [sys.executable, "-m", "ffprune", "run", "--workers", str(workers), *stages]
     return subprocess.run(words, cwd=folder, check=False).returncode == 0

@@ -149,7 +149,7 @@ class Exhibit(Section):
         name: such as ``ff-table-2``.
         paper: the paper's title.
         title: what the table shows.
-        minutes: estimated, default model, two cores.
+        minutes: default model, two methods at a time on two cores; the short variant's were measured.
         sparsities: of every row that names none.
         every: what is asked of every row's model.
         columns: what is shown of a result (names of ``columns.COLUMNS`` and ``columns.TEXTS``).
@@ -194,7 +194,7 @@ class Comparison(Section):
     """The methods that ``ffprune compare`` sets side by side.
 
     Attributes:
-        minutes: estimated, default model, two cores.
+        minutes: default model, two methods at a time on two cores; the short variant's were measured.
         rows: each with its sparsities.
     """
 
