@@ -32,7 +32,7 @@ def quieten() -> None:
 def share_of_threads(workers: int) -> dict[str, str]:
     """What a stage that runs beside others is told: its part of the processors, unless the user has said otherwise.
 
-    On two cores two single-threaded methods took two thirds of the time that they took one after the other.
+    On two cores, two models calibrated side by side took two thirds of the time that they took one after the other.
     """
     if workers == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
