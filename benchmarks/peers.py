@@ -32,12 +32,12 @@ from torch import Tensor
 
 from ffprune.allocate.search import NoStore
 from ffprune.evaluate.perplexity import perplexity
+from ffprune.models.calibration import Calibration
 from ffprune.models.checkpoint import load_model, load_tokenizer
 from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
 from ffprune.stages.compressing import check_model, compress
 from ffprune.stages.deciding import Deciding
-from ffprune.stages.evidence import Calibration
 from ffprune.stages.params import load_params
 from ffprune.stages.sections import Recipe, Study, Workers
 
@@ -150,12 +150,13 @@ def _measure(
     precision = "highest" if recipe.sparsity >= 0.7 else "medium"
     torch.set_float32_matmul_precision(precision)
     view = ModelView(load_model(folder, torch.float32))
+    text = Calibration(calibration, study.calibration.batch_size)
     deciding = Deciding(
         name=recipe.label,
         recipe=recipe,
         study=study,
         view=view,
-        calibration=Calibration(calibration, study.calibration.batch_size, torch.float32),
+        calibration=text,
         validation=lambda: search,
         trial_dtype=torch.bfloat16,
         seed=0,
@@ -165,12 +166,12 @@ def _measure(
     check_model(recipe.label, recipe, view)
     started = time.monotonic()
     decision = None
-    if deciding.rows[1].granularity in ("structured", "unstructured"):
+    if deciding.rows[1].has_units:
         deciding.check()
         decision = deciding.decide()
     decided = time.monotonic()
     allocation = decision.allocation if decision else None
-    facts = compress(recipe, study, view, calibration, allocation, torch.float32, lambda done, total: None)
+    facts = compress(recipe, study, view, text, allocation)
     pruned = time.monotonic()
     value = perplexity(view.model, test, 4).value
     return {

@@ -38,9 +38,10 @@ from ffprune.core.importance import rank
 from ffprune.core.units import Allocation
 from ffprune.evaluate.logits import reduce_logits
 from ffprune.evaluate.reward import ModelReward
+from ffprune.models.calibration import Calibration
 from ffprune.models.curvature import output_curvature
 from ffprune.models.view import ModelView
-from ffprune.stages.evidence import Calibration, last_grams
+from ffprune.stages.evidence import last_grams
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
 COMMAND = "python benchmarks/scale.py"
@@ -99,7 +100,7 @@ def measure(size: str) -> dict[str, Any]:
         ratios[name] = round(median(mine / bare for mine, bare in pairs), 3)
 
     def calibrate() -> list[Gram]:
-        return list(last_grams(view, Calibration(windows, BATCH, torch.float32), whole=True))
+        return list(last_grams(view, Calibration(windows, BATCH), whole=True))
 
     grams = calibrate()
     beside("calibrate", calibrate, windows.numel())

@@ -74,6 +74,13 @@ def test_params_check_refuses_methods_whose_parts_do_not_go_together(
     Path("params.yaml").write_text(text.replace("methods: {}", f"methods:\n  toy: {recipe.replace('owl', 'flap')}"))
     assert run_cli(monkeypatch, "params", "check") == 0
     assert "every parameter is known and valid" in capsys.readouterr().out
+    # Once the model is there, what it cannot do is known as well.
+    changed = recipe.replace("owl", "flap").replace("repair: null", "repair: bias").replace("save: false", "save: true")
+    Path("params.yaml").write_text(text.replace("methods: {}", f"methods:\n  toy: {changed}"))
+    assert run_cli(monkeypatch, "params", "check") == 0
+    llama().config.save_pretrained("models/dense")
+    assert run_cli(monkeypatch, "params", "check") == 2
+    assert "methods.toy.save was asked for with repair bias" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:

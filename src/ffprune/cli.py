@@ -145,20 +145,23 @@ def params_check() -> None:
     from ffprune.stages.params import PARAMS_FILE, load_params
     from ffprune.stages.record import DENSE, LATENCY
 
-    given = load_params()
+    given, view = load_params(), None
     if (Path(DENSE) / "config.json").exists():
         from ffprune.models.checkpoint import read_view
         from ffprune.stages.budget import check_budget
 
-        check_budget(read_view(DENSE, given.units.heads), given, Path(LATENCY))
+        view = read_view(DENSE, given.units.heads)
+        check_budget(view, given, Path(LATENCY))
     if given.methods:
         # Tables of methods come with all that they need; only who has methods waits for it.
-        from ffprune.stages.compressing import check_save
+        from ffprune.stages.compressing import check_model, check_save
         from ffprune.stages.recipes import check_onload
 
         for name, recipe in given.methods.items():
             check_onload(name, recipe, given.compute)
             check_save(name, recipe)
+            if view is not None:  # else the stage `method` refuses, behind a search
+                check_model(name, recipe, view)
     print(f"{PARAMS_FILE}: every parameter is known and valid")
 
 

@@ -9,7 +9,7 @@ from ffprune.compress.svd_llm import FactoredLinear, compress, rank_for
 from ffprune.core.errors import ParameterError
 from ffprune.core.gram import Gram
 from ffprune.core.whitening import truncate
-from ffprune.models.blocks import dense_grams
+from ffprune.models.calibration import Calibration
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView
 from tests.oracles import whitening as oracle
@@ -96,7 +96,7 @@ def test_layer_by_layer_statistics_are_those_of_the_dense_model(dense: PreTraine
     whole, lazy = (ModelView(copy_model(dense)) for _ in range(2))
     steps: list[tuple[int, int]] = []
     facts = compress(whole, 0.4, grams(whole))
-    again = compress(lazy, 0.4, dense_grams(lazy, WINDOWS, 2), progress=lambda *step: steps.append(step))
+    again = compress(lazy, 0.4, Calibration(WINDOWS, 2).grams(lazy), progress=lambda *step: steps.append(step))
     assert steps == [(1, 2), (2, 2)]
     assert [m.rank for m in again.matrices] == [m.rank for m in facts.matrices]
     # A statistic of a compressed predecessor would move the second layer's errors by far more.
@@ -106,7 +106,7 @@ def test_layer_by_layer_statistics_are_those_of_the_dense_model(dense: PreTraine
 
 def test_it_generates_with_a_cache(dense: PreTrainedModel) -> None:
     view = ModelView(dense)
-    compress(view, 0.2, dense_grams(view, WINDOWS, 5))
+    compress(view, 0.2, Calibration(WINDOWS, 5).grams(view))
     prompt = WINDOWS[:1, :8]
     options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt), "eos_token_id": None}
     cached = dense.generate(prompt, use_cache=True, **options)

@@ -14,7 +14,7 @@ from ffprune.compress.follow import follow
 from ffprune.core.errors import UnsupportedArchitecture
 from ffprune.core.units import Allocation
 from ffprune.export.inspection import inspect
-from ffprune.models.blocks import dense_grams
+from ffprune.models.calibration import Calibration
 from ffprune.models.checkpoint import load_model, save_model
 from ffprune.models.families import FAMILIES
 from ffprune.models.fused import Parts, put_together
@@ -122,7 +122,7 @@ def test_copies_are_independent(case, duplicate, tokens, uneven) -> None:
 def test_layers_take_turns_on_the_device(case, tokens, tmp_path) -> None:
     save_model(build(case), None, tmp_path / "m", torch.float16)
     views = ModelView(load_model(tmp_path / "m")), ModelView(load_model(tmp_path / "m", onload="block"))
-    for mine, other in zip(*(dense_grams(view, tokens, 3) for view in views), strict=True):
+    for mine, other in zip(*(Calibration(tokens, 3).grams(view) for view in views), strict=True):
         assert all(torch.equal(gram.xx, other[role].xx) for role, gram in mine.items())
     for number, view in enumerate(views):
         kept = tuple(-(-unit.granules // 2) for unit in view.units)

@@ -16,7 +16,8 @@ from ffprune.compress.follow import follow
 from ffprune.core.errors import ParameterError
 from ffprune.core.units import Allocation
 from ffprune.models import blocks, surgery, watch
-from ffprune.models.blocks import BlockWalk, dense_grams
+from ffprune.models.blocks import BlockWalk
+from ffprune.models.calibration import Calibration
 from ffprune.models.checkpoint import load_model, save_model
 from ffprune.models.masked_block import prune_in_turn
 from ffprune.models.onload import Onload
@@ -74,8 +75,8 @@ def test_a_walk_brings_every_layer_once_and_all_statistics_are_the_same(folder: 
     used: dict[int, list[torch.Tensor]] = {block.index: [] for block in turns.blocks}
     for block in turns.blocks:
         block.linears["q"].register_forward_hook(lambda m, *_, own=block.index: used[own].append(m.weight))
-    expected = dense_grams(whole, WINDOWS, 2)
-    for grams, others in zip(dense_grams(turns, WINDOWS, 2), expected, strict=True):
+    expected = Calibration(WINDOWS, 2).grams(whole)
+    for grams, others in zip(Calibration(WINDOWS, 2).grams(turns), expected, strict=True):
         for role, gram in grams.items():
             assert torch.equal(gram.xx, others[role].xx)
             assert torch.equal(gram.total, others[role].total)

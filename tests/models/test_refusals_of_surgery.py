@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ffprune.core.errors import NonFiniteLoss, ParameterError, UnsupportedArchitecture
-from ffprune.models.blocks import dense_grams
+from ffprune.models.calibration import Calibration
 from ffprune.models.surgery import read_unit, slice_model, slice_unit
 from ffprune.models.view import ModelView
 
@@ -19,26 +19,26 @@ def view(make_model):
 def test_the_first_linear_with_infinite_inputs_is_named(view, tokens):
     view.prunable["layers.1.up"].weight[3, 2] = torch.inf
     with pytest.raises(NonFiniteLoss, match=r"inputs of layers\.1\.down"):
-        list(dense_grams(view, tokens, 2, ()))
+        list(Calibration(tokens, 2).grams(view, ()))
     assert not any(m._forward_pre_hooks for m in view.model.modules())
 
 
 def test_the_head_is_not_run(view, tokens):
     view.model.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("the LM head ran"))
-    assert sum(map(len, dense_grams(view, tokens, 2, ()))) == len(view.prunable)
+    assert sum(map(len, Calibration(tokens, 2).grams(view, ()))) == len(view.prunable)
 
 
 def test_batch_size_does_not_matter(view, tokens):
-    for one, four in zip(*(dense_grams(view, tokens, size) for size in (1, 4)), strict=True):
+    for one, four in zip(*(Calibration(tokens, size).grams(view) for size in (1, 4)), strict=True):
         for role in view.blocks[0].linears:
             torch.testing.assert_close(one[role].xx, four[role].xx)
 
 
 def test_empty_windows_are_refused(view, tokens):
     with pytest.raises(ParameterError, match="0, 12"):
-        next(dense_grams(view, tokens[:0], 2))
+        next(Calibration(tokens[:0], 2).grams(view))
     with pytest.raises(ParameterError, match="batch size of at least 1"):
-        next(dense_grams(view, tokens, 0))
+        next(Calibration(tokens, 0).grams(view))
 
 
 @pytest.mark.parametrize("kept", [[0, 0], [3], [-1]])

@@ -25,7 +25,7 @@ from ffprune.models.checkpoint import load_model
 from ffprune.models.surgery import param_count
 from ffprune.stages.context import Nowhere, Sink, StageContext
 from ffprune.stages.inputs import sample_windows
-from ffprune.stages.record import DECIDE, DECISION, METHOD, TEST, stage_named
+from ffprune.stages.record import DECIDE, METHOD, TEST, stage_named
 from ffprune.stages.run import call
 from ffprune.stages.sections import Params
 from tests.stages.tiny_project import MODELS, params, write_sources
@@ -325,4 +325,4 @@ def test_one_decision_can_be_cut_and_measured_in_several_ways(
     assert again["speed"]
     for key in ("policy", "episodes", "perplexity"):
         assert again[key] == first[key]
-    assert again["seconds"]["decide"] == json.loads(Path(DECISION.replace("${key}", "eas")).read_text())["seconds"]
+    assert again["seconds"]["decide"] == json.loads(Path(DECIDE.of("eas").outs[0]).read_text())["seconds"]

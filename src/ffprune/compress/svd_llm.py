@@ -112,7 +112,7 @@ def compress(
         view: the dense model's view.
         sparsity: share of every linear's parameters to go.
         grams: per layer, role -> Gram of the dense model with whole X^T X; may be lazy
-            (:func:`ffprune.models.blocks.dense_grams`).
+            (:meth:`ffprune.models.calibration.Calibration.grams`).
         progress: told of layers done and in all.
 
     Raises:
@@ -146,6 +146,6 @@ def _whole(name: str, gram: Gram) -> Tensor:
         raise ParameterError(
             f"{name} is to be factored from the diagonal of X^T X alone",
             "Whitening needs the whole X^T X of every linear's input",
-            "Collect the statistics with all prunable linears in `full`, or use dense_grams",
+            "Collect the statistics with all prunable linears in `full`, or use Calibration.grams",
         )
     return gram.xx

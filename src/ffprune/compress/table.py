@@ -38,6 +38,11 @@ class Compressor:
     by_block: bool = True
     saves: bool = True
 
+    @property
+    def has_units(self) -> bool:
+        """Whether an allocator says how much of every unit stays."""
+        return self.granularity in ("structured", "unstructured")
+
 
 COMPRESSORS: dict[str, Compressor] = {
     "none": Compressor("-", "the dense model", "none", quantises=True),

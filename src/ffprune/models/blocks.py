@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -311,41 +311,3 @@ def _record(view: ModelView, batch: Tensor) -> tuple[Tensor, list[tuple[tuple[An
             if forward is not None:
                 layer.forward = forward
     return entered[0], arguments
-
-
-def dense_grams(
-    view: ModelView,
-    windows: Tensor,
-    batch_size: int,
-    full: Collection[str] | None = None,
-    dtype: torch.dtype = torch.float32,
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[dict[str, Gram]]:
-    """Statistics of the dense model, one layer at a time.
-
-    A layer is run when its turn comes, and may be changed behind it: only one layer's X^T X, and the hidden states of
-    all windows, are held at any time.
-
-    Args:
-        view: the dense model's view.
-        windows: int64 ``[n, seqlen]``, calibration text.
-        batch_size: windows a forward pass.
-        full: roles whose whole X^T X is wanted; None: all.
-        dtype: that layers multiply in.
-        progress: told of layers done and in all.
-
-    Yields:
-        Role -> Gram, layer by layer; empty again when the next layer is asked for.
-
-    Raises:
-        ParameterError: there are no windows.
-        NonFiniteLoss: statistics are not finite.
-    """
-    walk = BlockWalk(view, windows, batch_size, dtype)
-    for block in view.blocks:
-        grams, outputs = walk.observe(tuple(block.linears) if full is None else full)
-        yield grams
-        grams.clear()  # a loop would hold them while the next layer's are made
-        walk.advance(outputs)
-        if progress is not None:
-            progress(block.index + 1, len(view.blocks))

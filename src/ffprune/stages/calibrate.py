@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ffprune.models.blocks import dense_grams
+from ffprune.models.calibration import Calibration
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
@@ -23,7 +23,7 @@ def run(ctx: StageContext) -> None:
     artifacts.check_room(ctx.path(GRAMS), sum(4 * last.in_features**2 for last in view.last_maps))
     stats: dict[str, Tensor] = {}
     with artifacts.atomic_dir(ctx.path(GRAMS)) as folder, ctx.progress(len(view.blocks), "calibrate") as bar:
-        layers = dense_grams(view, windows, params.batch_size, ("o", "down"))
+        layers = Calibration(windows, params.batch_size).grams(view, ("o", "down"))
         for block, grams in zip(view.blocks, layers, strict=True):
             for role in block.linears:
                 name = f"layers.{block.index}.{role}"

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ffprune.compress import slicegpt, svd_llm, unstructured
 from ffprune.compress.cut import REPAIRS, cut
@@ -16,7 +12,7 @@ from ffprune.compress.table import COMPRESSORS
 from ffprune.compress.unstructured import Quantisation, WeightPruning
 from ffprune.core.errors import ParameterError
 from ffprune.core.units import Allocation
-from ffprune.models.blocks import dense_grams
+from ffprune.models.calibration import Calibration
 from ffprune.models.view import ModelView
 from ffprune.stages.sections import Recipe, Study
 
@@ -58,10 +54,8 @@ def compress(
     recipe: Recipe,
     study: Study,
     view: ModelView,
-    calibration: Tensor,
+    calibration: Calibration,
     allocation: Allocation | None,
-    dtype: torch.dtype,
-    progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Prune a view's model, in place.
 
@@ -69,27 +63,25 @@ def compress(
         recipe: the entry of ``methods``.
         study: what all recipes share.
         view: the dense model in float32.
-        calibration: int64 ``[n, seqlen]`` windows.
+        calibration: text to calibrate on, and how.
         allocation: how much of every unit stays; None where the compressor has no units.
-        dtype: that layers multiply in while calibrating.
-        progress: told of layers done and in all.
 
     Returns:
         Facts about how it went.
     """
-    batch = study.calibration.batch_size
+    text, dtype, progress = (calibration.windows, calibration.batch_size), calibration.dtype, calibration.progress
     if recipe.compressor == "slicegpt":
         width = slicegpt.dimensions(view.model.config.hidden_size, recipe.sparsity)
-        return asdict(slicegpt.compress(view, width, calibration, batch, progress))
+        return asdict(slicegpt.compress(view, width, *text, progress))
     if recipe.compressor == "svd_llm":
-        found = svd_llm.compress(view, recipe.sparsity, dense_grams(view, calibration, batch, dtype=dtype), progress)
+        found = svd_llm.compress(view, recipe.sparsity, calibration.grams(view))
         damped = sum(matrix.damping > 0 for matrix in found.matrices)
         return {key: value for key, value in asdict(found).items() if key != "matrices"} | {"damped": damped}
     dense_inputs = recipe.inputs == "dense"
     if recipe.compressor == "slice":
         assert allocation is not None
         assert recipe.criterion is not None
-        given = view, allocation, calibration, batch, recipe.criterion
+        given = view, allocation, *text, recipe.criterion
         if recipe.repair == "stream":
             return {"dampings": follow(*given, study.damping, dtype, progress)}
         cut(*given, recipe.repair or "none", study.damping, dense_inputs, dtype, progress)
@@ -105,5 +97,5 @@ def compress(
         weighted=recipe.tokens == "weighted",
     )
     kept = allocation or Allocation.dense(view.weight_units)
-    matrices = unstructured.prune(view, kept, calibration, batch, how, dense_inputs, dtype, progress)
+    matrices = unstructured.prune(view, kept, *text, how, dense_inputs, dtype, progress)
     return {"raised_damping": {m.name: m.damping for m in matrices if m.damping > study.damping}}

@@ -18,10 +18,9 @@ from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
 from ffprune.stages.deciding import Deciding
-from ffprune.stages.evidence import Calibration
-from ffprune.stages.inputs import DTYPES, load, recipe_windows, validation_windows
+from ffprune.stages.inputs import DTYPES, load, recipe_calibration, validation_windows
 from ffprune.stages.progress import Progress
-from ffprune.stages.recipes import check_onload, rows_of
+from ffprune.stages.recipes import check_onload
 from ffprune.stages.record import DENSE
 from ffprune.stages.search_journal import SearchJournal
 from ffprune.stages.search_store import SearchStore
@@ -34,22 +33,21 @@ def run(ctx: StageContext) -> None:
     """Decide; a compressor without units gets a decision without any."""
     name = ctx.stage.key
     recipe = ctx.params.methods[name]
-    check_onload(name, recipe, ctx.params.compute)
-    if rows_of(name, recipe)[1].granularity not in ("structured", "unstructured"):
+    _, compressor = check_onload(name, recipe, ctx.params.compute)
+    if not compressor.has_units:
         artifacts.write_json(ctx.path(ctx.stage.outs[0]), _written(None, [], 0.0))
         return
-    study, dtype = ctx.params.study, DTYPES[ctx.params.compute.dtype]
+    study = ctx.params.study
     trials = (recipe.trials or 0) + (recipe.first.trials if recipe.first else 0)
     bars = _Bars(ctx, name, trials)
-    calibration = Calibration(recipe_windows(ctx, name, recipe, study), study.calibration.batch_size, dtype, bars.layer)
     deciding = Deciding(
         name=name,
         recipe=recipe,
         study=study,
         view=ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32)),
-        calibration=calibration,
+        calibration=recipe_calibration(ctx, name, recipe, bars.layer),
         validation=lambda: validation_windows(ctx, study.search.seqlen, "study.search.seqlen"),
-        trial_dtype=dtype,
+        trial_dtype=DTYPES[ctx.params.compute.dtype],
         seed=ctx.params.seed,
         workers=ctx.workers,
         store=lambda sparsity: SearchStore(_folder(ctx, sparsity), deciding.units),
@@ -63,9 +61,9 @@ def run(ctx: StageContext) -> None:
     written = _written(decision, deciding.trials, time.monotonic() - started)
     artifacts.write_json(ctx.path(ctx.stage.outs[0]), written)
     ctx.log_table("policy.json", written["units"])
-    structured = rows_of(name, recipe)[1].granularity == "structured"
-    drawn = figures.policy({name: decision.allocation}) if structured else None
-    ctx.log_figure(drawn or figures.matrix_policy(decision.allocation), "policy.png")
+    structured = compressor.granularity == "structured"
+    drawn = figures.policy({name: decision.allocation}) if structured else figures.matrix_policy(decision.allocation)
+    ctx.log_figure(drawn, "policy.png")
 
 
 class _Bars(ExitStack):

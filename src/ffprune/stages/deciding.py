@@ -26,12 +26,12 @@ from ffprune.core.outcome import Outcome
 from ffprune.core.saliency import SALIENCIES
 from ffprune.core.units import Allocation, Unit
 from ffprune.evaluate.reward import ModelReward
+from ffprune.models.calibration import Calibration
 from ffprune.models.masked_block import prune_in_turn
 from ffprune.models.surgery import copy_model
 from ffprune.models.view import ModelView
 from ffprune.stages import evidence
 from ffprune.stages.cluster import check_installed, hired
-from ffprune.stages.evidence import Calibration
 from ffprune.stages.recipes import rows_of
 from ffprune.stages.reward import trial_reward
 from ffprune.stages.sections import Recipe, Study, Workers

@@ -6,8 +6,7 @@ units, as :class:`ffprune.allocate.request.Evidence` holds them. ``calibration``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,36 +20,13 @@ from ffprune.core.importance import Ranking
 from ffprune.core.masks import mask_from_ranks, ranks
 from ffprune.core.outliers import outlier_share
 from ffprune.core.saliency import SALIENCIES, scores
-from ffprune.models.blocks import dense_grams
+from ffprune.models.calibration import Calibration
 from ffprune.models.curvature import output_curvature
 from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
 from ffprune.stages.sections import Fisher, Hutchinson
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration text, and how a model is run on it.
-
-    Attributes:
-        windows: int64 ``[n, seqlen]``.
-        batch_size: windows a forward pass.
-        dtype: that layers multiply in.
-        progress: told of layers done and in all.
-    """
-
-    windows: Tensor
-    batch_size: int
-    dtype: torch.dtype
-    progress: Callable[[int, int], None] | None = None
-
-    def grams(self, view: ModelView, full: Collection[str] | None) -> Iterator[dict[str, Gram]]:
-        """Statistics layer by layer (:func:`ffprune.models.blocks.dense_grams`)."""
-        return dense_grams(view, self.windows, self.batch_size, full, self.dtype, self.progress)
-
-
 _LEVELS = 20
 """Levels of a matrix's loss curve: steps of 5% of its weights."""
 
@@ -101,7 +77,7 @@ def matrix_curves(
     )
     scope = SALIENCIES[criterion].scope
     found = []
-    for block, grams in zip(view.blocks, calibration.grams(view, None), strict=True):
+    for block, grams in zip(view.blocks, calibration.grams(view), strict=True):
         for role, linear in block.linears.items():
             weight, gram = linear.weight.detach(), grams[role]
             assert gram.xx is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 from ffprune.core.errors import TooLittleText
 from ffprune.core.gram import Gram
 from ffprune.core.units import Allocation
+from ffprune.models.calibration import Calibration
 from ffprune.models.checkpoint import load_model, load_tokenizer
 from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
 from ffprune.stages.artifacts import read_metadata, read_tensors, require, write_tensors
 from ffprune.stages.context import StageContext
 from ffprune.stages.record import CALIBRATION, DENSE, VALIDATION
-from ffprune.stages.sections import Compute, Recipe, Study
+from ffprune.stages.sections import Compute, Recipe
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -80,11 +81,22 @@ def dense_view(ctx: StageContext, dtype: torch.dtype | None = None, differentiat
     return ModelView(model, ctx.params.units.heads)
 
 
-def recipe_windows(ctx: StageContext, name: str, recipe: Recipe, study: Study) -> Tensor:
-    """Calibration windows of an entry of ``methods``, as many as it asks for, else the study's."""
+def recipe_calibration(
+    ctx: StageContext, name: str, recipe: Recipe, progress: Callable[[int, int], None]
+) -> Calibration:
+    """What an entry of ``methods`` calibrates on: as many windows as it asks for, else the study's.
+
+    Args:
+        ctx: of a stage that may read ``study.calibration`` and ``compute``.
+        name: of the entry.
+        recipe: the entry.
+        progress: told of layers done and in all.
+    """
+    study = ctx.params.study
     count = recipe.calibration_windows or study.calibration.windows
     key = f"methods.{name}.calibration_windows" if recipe.calibration_windows else "study.calibration.windows"
-    return calibration_windows(ctx, study.calibration.seqlen, count, key)
+    windows = calibration_windows(ctx, study.calibration.seqlen, count, key)
+    return Calibration(windows, study.calibration.batch_size, DTYPES[ctx.params.compute.dtype], progress)
 
 
 def validation_windows(ctx: StageContext, seqlen: int, key: str) -> Tensor:

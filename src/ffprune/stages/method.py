@@ -19,9 +19,9 @@ from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
 from ffprune.stages.compressing import check_model, check_save, compress
 from ffprune.stages.context import StageContext
-from ffprune.stages.inputs import DTYPES, load, recipe_windows, sample_windows
+from ffprune.stages.inputs import DTYPES, load, recipe_calibration, sample_windows
 from ffprune.stages.policies import read_policy
-from ffprune.stages.record import DECISION, DENSE
+from ffprune.stages.record import DECIDE, DENSE
 from ffprune.stages.sections import Recipe
 from ffprune.stages.zero_shot import ask
 
@@ -31,16 +31,15 @@ def run(ctx: StageContext) -> None:
     name, study = ctx.stage.key, ctx.params.study
     recipe = ctx.params.methods[name]
     check_save(name, recipe)
-    policy, decided = read_policy(ctx.path(DECISION.replace("${key}", name)))
+    policy, decided = read_policy(ctx.path(DECIDE.of(name).outs[0]))
     allocation = policy if decided["units"] else None
     view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
     check_model(name, recipe, view)
-    calibration = recipe_windows(ctx, name, recipe, study)
     before, prunable = param_count(view.model), view.prunable_params
     seconds, started = {"decide": decided["seconds"]}, time.monotonic()
     with ctx.progress(len(view.blocks), f"prune {name}") as bar:
-        dtype = DTYPES[ctx.params.compute.dtype]
-        facts = compress(recipe, study, view, calibration, allocation, dtype, lambda done, total: bar.advance_to(done))
+        calibration = recipe_calibration(ctx, name, recipe, lambda done, total: bar.advance_to(done))
+        facts = compress(recipe, study, view, calibration, allocation)
     seconds["prune"] = time.monotonic() - started
     _keep(ctx, recipe, view)
     started = time.monotonic()

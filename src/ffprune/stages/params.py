@@ -29,10 +29,8 @@ class Scoped(Generic[P]):
 
     def __init__(self, params: P, sections: Iterable[str], reader: str) -> None:
         self._params, self._reader = params, reader
-        # 'methods.NAME' declares one entry of a section, 'search.budget' one field: section -> what of it, '' for all.
-        self._parts: dict[str, list[str]] = {}
-        for section, _, part in (name.partition(".") for name in sections):
-            self._parts.setdefault(section, []).append(part)
+        # 'methods.NAME' declares one entry of a section, 'search.budget' one field.
+        self._parts = _grouped(sections)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -48,10 +46,9 @@ class Scoped(Generic[P]):
         # Fields of a section are seen alone; entries of a mapping, as the mapping that has only them.
         if isinstance(found, BaseModel):
             return Scoped(found, parts, self._reader)
-        entries = dict.fromkeys(part.partition(".")[0] for part in parts)
         return {
-            entry: Scoped(found[entry], inner, self._reader) if (inner := _inside(parts, entry)) else found[entry]
-            for entry in entries
+            entry: found[entry] if "" in inner else Scoped(found[entry], inner, self._reader)
+            for entry, inner in _grouped(parts).items()
         }
 
     def values(self) -> dict[str, Any]:
@@ -59,21 +56,17 @@ class Scoped(Generic[P]):
         return self._params.model_dump(mode="json", include=_included(self._parts))
 
 
-def _inside(parts: Iterable[str], entry: str) -> list[str]:
-    """What of an entry is declared; empty for all of it."""
-    inner = [part.partition(".")[2] for part in parts if part.partition(".")[0] == entry]
-    return [] if "" in inner else inner
+def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """First part of dotted names -> what comes behind it; '' stands for all of it."""
+    found: dict[str, list[str]] = {}
+    for head, _, rest in (name.partition(".") for name in names):
+        found.setdefault(head, []).append(rest)
+    return found
 
 
 def _included(parts: Mapping[str, list[str]]) -> dict[str, Any]:
     """As pydantic wants to be told what to write."""
-    found: dict[str, Any] = {}
-    for section, names in parts.items():
-        inner: dict[str, list[str]] = {}
-        for head, _, rest in (name.partition(".") for name in names):
-            inner.setdefault(head, []).append(rest)
-        found[section] = True if "" in names else _included(inner)
-    return found
+    return {head: True if "" in rest else _included(_grouped(rest)) for head, rest in parts.items()}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -60,15 +60,15 @@ def rows_of(name: str, recipe: Recipe) -> tuple[Allocator, Compressor]:
     return allocator, compressor
 
 
-def check_onload(name: str, recipe: Recipe, compute: Compute) -> None:
-    """Refuse what needs the whole model on the device where blocks take turns there.
+def check_onload(name: str, recipe: Recipe, compute: Compute) -> tuple[Allocator, Compressor]:
+    """:func:`rows_of`, and refuse what needs the whole model on the device where blocks take turns there.
 
     Raises:
         ParameterError: as :func:`rows_of`; or a recipe that is not for ``compute.onload: block``.
     """
     allocator, compressor = rows_of(name, recipe)
     if compute.onload == "model":
-        return
+        return allocator, compressor
     # Gradients need all weights at once.
     differentiating = {"curves", "sensitivity"} & set(allocator.needs)
     if differentiating or not compressor.by_block:
@@ -80,11 +80,12 @@ def check_onload(name: str, recipe: Recipe, compute: Compute) -> None:
             f"{_names(n for n, row in COMPRESSORS.items() if row.by_block)}",
             "Set compute.onload to model, with compute.device cpu where the model is larger than the device",
         )
+    return allocator, compressor
 
 
 def _check_units(where: str, recipe: Recipe, allocator: Allocator, compressor: Compressor) -> None:
     kind = compressor.granularity
-    if kind in ("none", "hidden width", "rank"):
+    if not compressor.has_units:
         if recipe.allocator != "uniform":
             raise ParameterError(
                 f"{where}.allocator {recipe.allocator} was asked for with compressor {recipe.compressor}",
@@ -182,10 +183,10 @@ def catalogue() -> list[dict[str, Any]]:
     for name, saliency in SALIENCIES.items():
         rows.append(_row("criterion", name, saliency, ["unstructured"], ["whole Gram"] * saliency.needs_inverse))
     for name, criterion in CRITERIA.items():
-        rows.append(_row("criterion", name, criterion, ["structured"], ["whole Gram"]))
+        rows.append(_row("criterion", name, criterion, ["structured"], ["whole Gram"] * criterion.whole))
     rows.append(_row("criterion", FLUCTUATION, ALLOCATORS["flap"], ["structured"], ["mean and diagonal"]))
     for name, repair in REPAIRS.items():
-        rows.append(_row("repair", name, repair, ["structured"], ["whole Gram"] * ("ridge" in name)))
+        rows.append(_row("repair", name, repair, ["structured"], ["whole Gram"] * repair.whole))
     return rows
 
 
