@@ -83,6 +83,16 @@ def test_params_check_refuses_methods_whose_parts_do_not_go_together(
     assert "methods.toy.save was asked for with repair bias" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stage", ["decide", "method"])
+def test_an_entry_that_is_not_there_is_named_with_those_that_are(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((REPO / "params.yaml").read_text())
+    assert run_cli(monkeypatch, stage, "wanda-50") == 2
+    assert "'wanda-50' was asked for" in capsys.readouterr().err
+
+
 def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**named: object) -> None:
         raise KeyboardInterrupt

@@ -183,6 +183,10 @@ for _stage in STAGES:
 
 def _entry_command(stage: Stage) -> Callable[[str], None]:
     def command(name: Annotated[str, typer.Argument(help="An entry of the section `methods`.")]) -> None:
+        from ffprune.core.tables import look_up
+        from ffprune.stages.params import load_params
+
+        look_up(load_params().methods, name, "the method")
         _stage_command(stage.of(name))()
 
     return command
