@@ -107,6 +107,31 @@ def inspect(
 
 
 @app.command()
+def register() -> None:
+    """Enter the best measured models into MLflow's registry, as `report` does by itself."""
+    from ffprune.stages.params import load_params
+    from ffprune.stages.registry import register_models
+    from ffprune.stages.tracking import open_store
+
+    for found in register_models(open_store(load_params().tracking)):
+        held = f" ({', '.join(found.aliases)})" if found.aliases else ""
+        print(f"{found.name} version {found.version}{held}{'' if found.new else ', known already'}: {found.source}")
+
+
+@app.command("pull-model")
+def pull_model(
+    model: Annotated[str, typer.Argument(help="NAME@best, NAME@best-20 or NAME@VERSION, of MLflow's registry.")],
+    out: Annotated[Path | None, typer.Argument(help="The folder to write; models/pulled/NAME-VERSION if none.")] = None,
+) -> None:
+    """Get a registered model out of DVC's store, and check that it is the one that was registered."""
+    from ffprune.stages.params import load_params
+    from ffprune.stages.registry import pull_model as pull
+    from ffprune.stages.tracking import open_store
+
+    print(f"written: {pull(open_store(load_params().tracking), model, out)}")
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A model folder.")],
     out: Annotated[Path, typer.Argument(help="The file (gguf) or folder (others) to write.")],

@@ -28,6 +28,7 @@ INFRASTRUCTURE = {"ffprune/__init__.py", "ffprune/stages/__init__.py"} | {
         "profiles",
         "progress",
         "record",
+        "registry",
         "reproduce",
         "run",
         "sections",

@@ -16,7 +16,7 @@ from ffprune.stages.execution import close_dvc_execution, summarise_execution
 from ffprune.stages.record import STAGES, stage_named
 from ffprune.stages.sections import Tracking
 from ffprune.stages.tracking import Parent, StageRun, Store, TrackingUnavailable, open_store, start_parent
-from tests.toy import isolate
+from tests.toy import isolate, wait_until
 
 SETTINGS = Tracking(experiment="test", uri=None)
 
@@ -104,6 +104,35 @@ def test_cached_stages_point_to_the_run_that_made_them(store: Store) -> None:
         "run_id": "old",
         "finished": "2026-01-01",
     }
+
+
+def test_executions_can_be_compared_by_model_and_best_ratio(store: Store) -> None:
+    rows = [("a", 0.2, 15.0), ("b", 0.2, 12.0), ("c", 0.3, None), ("d", 0.3, 18.0)]
+    named = ("method", "sparsity_target", "perplexity")
+    write_json(
+        Path("metrics/summary.json"),
+        {"rows": [{"dense_perplexity": 10.0, **dict(zip(named, row, strict=True))} for row in rows]},
+    )
+    write_json(Path("metrics/download.json"), {"model": {"name": "Small-1"}})
+    for outcome, expected in (("failed", {}), ("cached", {"best_ratio/0.2": 1.2, "best_ratio/0.3": 1.8})):
+        parent = start_parent(store, "ffprune run")
+        summarise_execution(store, parent, {"report": outcome})  # type: ignore[dict-item]
+        run = store.client.get_run(parent)
+        assert (run.data.metrics, run.data.tags["model"]) == (expected, "Small-1")
+
+
+def test_the_machine_is_watched_while_a_stage_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    run = StageRun(store, Parent(start_parent(store, "x"), owned=False), "search")
+    with run.watched():
+        assert wait_until(lambda: "system/system_memory_usage_megabytes" in metrics(store, run), 30)
+    run.finish("FINISHED")
+    assert metrics(store, run)["system/system_memory_usage_megabytes"] > 0
+
+
+def metrics(store: Store, run: StageRun) -> dict[str, float]:
+    found: dict[str, float] = store.client.get_run(run.run_id).data.metrics
+    return found
 
 
 def test_the_last_stage_of_dvc_repro_sums_up(store: Store) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ffprune.stages.record import STAGES, Stage
+from ffprune.stages.artifacts import read_json
+from ffprune.stages.record import DOWNLOADED, STAGES, SUMMARY, Stage
 from ffprune.stages.tracking import Store
 
 Outcome = Literal["ran", "restored", "cached", "failed", "not run"]
+SETTLED: tuple[Outcome, ...] = ("ran", "restored", "cached")
+"""The stage's outputs are there and are those of its inputs."""
 
 
 def summarise_execution(store: Store, parent_id: str, outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
@@ -25,14 +27,34 @@ def summarise_execution(store: Store, parent_id: str, outcomes: Mapping[str, Out
         store.client.set_tag(parent_id, tag, row["outcome"])
         if row["run_id"]:
             store.client.set_tag(parent_id, f"{tag}.run_id", row["run_id"])
+    for name, text in model_named(Path(DOWNLOADED)).items():
+        store.client.set_tag(parent_id, name, text)
+    if outcomes.get("report") in SETTLED and Path(SUMMARY).is_file():
+        for name, value in _best_ratios(Path(SUMMARY)).items():
+            store.client.log_metric(parent_id, name, value)
     return rows
+
+
+def model_named(downloaded: Path) -> dict[str, str]:
+    """The tag ``model``, as the stage download knows it; none before."""
+    return {"model": str(read_json(downloaded)["model"]["name"])} if downloaded.is_file() else {}
+
+
+def _best_ratios(summary: Path) -> dict[str, float]:
+    """The lowest perplexity over the dense model's at every target: columns to compare executions by."""
+    best: dict[str, float] = {}
+    for row in read_json(summary)["rows"]:
+        if row["perplexity"] is not None:
+            name = f"best_ratio/{row['sparsity_target']:g}"
+            ratio = row["perplexity"] / row["dense_perplexity"]
+            best[name] = min(ratio, best.get(name, ratio))
+    return best
 
 
 def stage_row(name: str, outcome: Outcome) -> dict[str, Any]:
     """Stage, outcome, id of the run that made its outputs, and when that run finished."""
     record = Path("metrics/runs") / f"{name}.json"
-    settled = outcome in ("ran", "restored", "cached")
-    made: dict[str, Any] = json.loads(record.read_text()) if settled and record.is_file() else {}
+    made: dict[str, Any] = read_json(record) if outcome in SETTLED and record.is_file() else {}
     return {
         "stage": name,
         "outcome": outcome,

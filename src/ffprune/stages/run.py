@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
-from ffprune.stages.execution import close_dvc_execution
+from ffprune.stages.execution import close_dvc_execution, model_named
 from ffprune.stages.lineage import input_hashes, library_versions
 from ffprune.stages.params import PARAMS_FILE, load_params
-from ffprune.stages.record import Stage
+from ffprune.stages.record import DOWNLOADED, STAGES, Stage
+from ffprune.stages.registry import register_after_report
 from ffprune.stages.sections import Compute
 from ffprune.stages.tracking import StageRun, find_parent, open_store
 
@@ -39,13 +40,16 @@ def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
         run.inputs(hashes)
         # A study reads from the folder above its own, and MLflow takes no name with dots that lead upwards.
         read = {f"input.{path.replace('../', '')}": key for path, key in hashes.items()}
-        run.tags({**library_versions(), **read})
+        run.tags({**library_versions(), **read, **model_named(Path(DOWNLOADED))})
         if "compute" in stage.params:
             configure(params.compute)
-        call(stage, context)
+        with run.watched():
+            call(stage, context)
         run.metrics({"seconds": time.monotonic() - started, **peak_memory()})
         _write_run_record(stage, run, params.tracking.experiment)
         status = "FINISHED"
+        if stage == STAGES[-1]:
+            run.attempt(register_after_report, store)
         if parent.owned:
             run.attempt(close_dvc_execution, store, parent.run_id, stage)
     except (KeyboardInterrupt, SystemExit):

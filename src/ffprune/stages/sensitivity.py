@@ -13,7 +13,7 @@ from ffprune.core.importance import Ranking, rank
 from ffprune.models.curvature import Curvature, output_curvature
 from ffprune.models.traces import matrix_traces
 from ffprune.models.view import ModelView
-from ffprune.stages import artifacts
+from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import DTYPES, calibration_windows, dense_view, gram_tokens, read_grams
 from ffprune.stages.record import CURVES, GRAMS, ORDER, TRACES
@@ -52,6 +52,7 @@ def run(ctx: StageContext) -> None:
     artifacts.write_json(ctx.path(TRACES), traces)
     artifacts.write_json(ctx.path(CURVES), curves)
     ctx.log_table("traces.json", traces)
+    ctx.log_figure(figures.sensitivity(traces, curves), "sensitivity.png")
 
 
 def _rankings(ctx: StageContext, view: ModelView, grams: list[Tensor], criterion: str) -> list[Ranking]:

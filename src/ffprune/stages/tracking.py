@@ -119,6 +119,19 @@ class StageRun:
         self._flushed_at = time.monotonic()
         self._broken = False
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Record load and memory of the machine meanwhile, a sample every ten seconds (GPUs: with nvidia-ml-py)."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        # It has a thread of its own, which gives up by itself when the store fails.
+        monitor: Any = SystemMetricsMonitor(self.run_id, tracking_uri=self._client.tracking_uri)  # type: ignore[no-untyped-call]
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
     def params(self, values: Mapping[str, Any]) -> None:
         """Record parameters; nested sections get dotted names."""
         from mlflow.entities import Param
