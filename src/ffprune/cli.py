@@ -190,6 +190,20 @@ def params_check() -> None:
     print(f"{PARAMS_FILE}: every parameter is known and valid")
 
 
+@params.command("list")
+def params_list(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Keys, such as search or ridge.damping; all if none.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As docs/parameters.md.")] = False,
+) -> None:
+    """Show every parameter: value, what is allowed, meaning, and the stages that read it."""
+    from ffprune.stages.parameters import parameters, print_parameters
+
+    print_parameters(parameters(below=names or ()), as_json, as_markdown)
+
+
 def _stage_command(stage: Stage) -> Callable[[], None]:
     def command() -> None:
         from ffprune.stages.lifeline import die_with_parent

@@ -24,6 +24,7 @@ INFRASTRUCTURE = {"ffprune/__init__.py", "ffprune/stages/__init__.py"} | {
         "launch",
         "lifeline",
         "lineage",
+        "parameters",
         "params",
         "profiles",
         "progress",
