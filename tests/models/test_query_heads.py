@@ -17,6 +17,7 @@ from ffprune.core.budget import Bounds
 from ffprune.core.errors import ParameterError
 from ffprune.core.importance import CRITERIA, rank
 from ffprune.core.ridge import repair
+from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_model, save_model
 from ffprune.models.surgery import copy_model, mask_unit, param_count, read_unit, set_unit, slice_model, slice_unit
 from ffprune.models.view import ModelView
@@ -60,7 +61,22 @@ def test_a_granule_is_a_head_of_every_group_counted_to_the_last_weight(model: Pr
     biases = 2 * block.head_dim if block.linears["q"].bias is not None else 0
     assert whole - param_count(model) == unit.params_per_granule + biases
     assert (block.groups, block.heads, block.heads_per_group) == (2, 6, 3)
+    assert unit.params == sum(block.linears[role].weight.numel() for role in "qkvo") + unit.params_per_granule
     assert view.granule_macs(10)[0] == unit.params_per_granule + 2 * 2 * block.head_dim * 10
+
+
+def test_keys_and_values_count_in_the_share_that_is_asked_for(model: PreTrainedModel) -> None:
+    by_group, by_query = ModelView(copy_model(model)), ModelView(copy_model(model), "query")
+    assert by_query.prunable_params == by_group.prunable_params
+    whole = param_count(model)
+    policy = uniform(by_query.units, 0.2, Bounds(0.1, 1.0))
+    slice_model(by_query, [torch.arange(kept) for kept in policy.kept])
+    gone = 1 - (param_count(by_query.model) - (whole - by_group.prunable_params)) / by_group.prunable_params
+    channel = 3 * model.config.hidden_size / by_group.prunable_params
+    assert policy.sparsity == policy.saved
+    assert 0.2 <= policy.sparsity < 0.2 + channel
+    assert gone == pytest.approx(policy.sparsity, abs=0.01), "biases go too, uncounted"
+    assert Allocation.from_rows(policy.to_rows()) == policy
 
 
 def test_masked_equals_sliced_whichever_heads_a_group_keeps(model: PreTrainedModel) -> None:
@@ -122,7 +138,8 @@ def test_a_cut_model_is_saved_and_comes_back(model: PreTrainedModel, repaired: s
     assert {block.groups for block in view.blocks} == {2}
     save_model(view.model, character_tokenizer(), tmp_path / "m")
     loaded = load_model(tmp_path / "m")
-    assert torch.equal(logits(loaded), logits(view.model))
+    # Phi-3's projections are one product in the folder and several in the view: the last bit may differ.
+    torch.testing.assert_close(logits(loaded), logits(view.model), rtol=0, atol=1e-6)
     options = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(TOKENS[:1])}
     cached = loaded.generate(TOKENS[:1], use_cache=True, **options)
     assert torch.equal(cached, loaded.generate(TOKENS[:1], use_cache=False, **options))

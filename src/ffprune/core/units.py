@@ -26,6 +26,9 @@ class Unit:
         granules: number of granules in the dense model.
         params_per_granule: prunable weights of one granule (biases are not counted).
         price: what budgets count of it; None: its parameters. Units that differ in price alone are equal.
+        fixed: prunable weights that belong to no granule and stay: keys and values, where granules are query heads.
+            They count in every share that is asked for or told. Without a price they make one of a number for every
+            count of granules.
     """
 
     name: str
@@ -34,11 +37,21 @@ class Unit:
     granules: int
     params_per_granule: int
     price: Price | None = field(default=None, compare=False, repr=False)
+    fixed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.fixed and self.price is None:
+            # No longer so much a granule: keeping half of them keeps more than half of the weights.
+            object.__setattr__(self, "price", self.table(self.params_per_granule, self.fixed))
+
+    def table(self, granule: int, fixed: int) -> NDArray[np.int64]:
+        """The price of a unit whose granules cost the same, beside something that stays: int64 ``[granules + 1]``."""
+        return fixed + granule * np.arange(self.granules + 1, dtype=np.int64)
 
     @property
     def params(self) -> int:
         """Prunable weights of the dense unit (w_i in FF Alg. 1)."""
-        return self.granules * self.params_per_granule
+        return self.fixed + self.granules * self.params_per_granule
 
     @property
     def uneven(self) -> bool:
@@ -138,6 +151,7 @@ class Allocation:
                 "kept": k,
                 "retention": round(k / u.granules, 6),
                 "params_per_granule": u.params_per_granule,
+                **({"fixed": u.fixed} if u.fixed else {}),
             }
             for u, k in zip(self.units, self.kept, strict=True)
         ]
@@ -146,6 +160,14 @@ class Allocation:
     def from_rows(cls, rows: Sequence[dict[str, Any]]) -> Allocation:
         """The inverse of :meth:`to_rows`."""
         units = tuple(
-            Unit(r["unit"], r["kind"], int(r["layer"]), int(r["granules"]), int(r["params_per_granule"])) for r in rows
+            Unit(
+                r["unit"],
+                r["kind"],
+                int(r["layer"]),
+                int(r["granules"]),
+                int(r["params_per_granule"]),
+                fixed=int(r.get("fixed", 0)),
+            )
+            for r in rows
         )
         return cls(units, tuple(int(r["kept"]) for r in rows))

@@ -252,7 +252,10 @@ def _unit(block: Block, kind: Kind) -> Unit:
     parts = block.unit_linears(kind)
     per_granule = parts.width[parts.last_role] * parts.last.out_features
     per_granule += sum(parts.width[role] * linear.in_features for role, linear in parts.inputs.items())
-    return Unit(f"layers.{block.index}.{kind}", kind, block.index, parts.granules, per_granule)
+    # With whole key/value groups as granules, every weight goes with one.
+    whole = sum(linear.weight.numel() for linear in block.unit_linears(kind, "group").all.values())
+    fixed = whole - parts.granules * per_granule
+    return Unit(f"layers.{block.index}.{kind}", kind, block.index, parts.granules, per_granule, fixed=fixed)
 
 
 def _submodule(module: nn.Module, path: str, family: Family) -> nn.Module:

@@ -120,7 +120,10 @@ def check_budget(view: ModelView, params: Params, latency: Path) -> None:
 
 
 def _macs(view: ModelView, facts: Facts) -> Sequence[Price]:
-    return view.granule_macs(facts["context"])
+    return [
+        unit.table(macs, unit.fixed) if unit.fixed else macs
+        for unit, macs in zip(view.units, view.granule_macs(facts["context"]), strict=True)
+    ]
 
 
 def _latency(view: ModelView, facts: Facts) -> Sequence[Price] | None:
