@@ -8,7 +8,7 @@ import pytest
 
 from ffprune import cli
 from ffprune.stages.record import STAGES
-from tests.tiny import llama
+from tests.tiny import llama, mixtral
 from tests.toy import REPO
 
 
@@ -55,6 +55,16 @@ def test_params_check_asks_the_model_that_is_there_what_a_budget_reaches(
     llama().config.save_pretrained("models/dense")
     assert run_cli(monkeypatch, "params", "check") == 2
     assert "error: sparsity 0.79 was asked for, as a share of macs" in capsys.readouterr().err
+
+
+def test_params_check_refuses_repairs_that_experts_cannot_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((REPO / "params.yaml").read_text())
+    mixtral().config.save_pretrained("models/dense")
+    assert run_cli(monkeypatch, "params", "check") == 2
+    assert "error: ridge.repairs asks for the repair stream of a MixtralForCausalLM" in capsys.readouterr().err
 
 
 def test_params_check_refuses_methods_whose_parts_do_not_go_together(

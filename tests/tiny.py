@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -53,6 +55,25 @@ def opt(projected: bool = False) -> PreTrainedModel:
         eos_token_id=0,
     )
     return OPTForCausalLM(config)
+
+
+def mixtral() -> PreTrainedModel:
+    """A mixture of experts; not among MODELS, for much is refused of it."""
+    config = MixtralConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=1024,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    return MixtralForCausalLM(config)
 
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {

@@ -172,11 +172,14 @@ def params_check() -> None:
 
     given, view = load_params(), None
     if (Path(DENSE) / "config.json").exists():
+        from ffprune.compress.experts import check_experts
         from ffprune.models.checkpoint import read_view
         from ffprune.stages.budget import check_budget
 
         view = read_view(DENSE, given.units.heads)
         check_budget(view, given, Path(LATENCY))
+        for repair in (name for name, policies in given.ridge.repairs.items() if policies):
+            check_experts(view, "ridge.repairs", "slice", repair)
     if given.methods:
         # Tables of methods come with all that they need; only who has methods waits for it.
         from ffprune.stages.compressing import check_model, check_save

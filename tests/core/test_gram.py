@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffprune.core.errors import ParameterError
-from ffprune.core.gram import Gram, damped
+from ffprune.core.gram import Gram, block_dampings, damped
 from tests.oracles import gram as oracle
 
 torch.set_num_threads(1)
@@ -102,3 +102,28 @@ def test_damping_is_relative_to_the_mean_diagonal_or_absolute() -> None:
     torch.testing.assert_close(xx, torch.tensor([[1.0, 2.0], [2.0, 7.0]]))
     with pytest.raises(ParameterError, match=r"damping -0.1"):
         damped(xx, -0.1)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_blocks_are_those_of_the_whole_gram(full: bool) -> None:
+    """Of tokens that are zero outside of the blocks that they are in."""
+    generator = torch.Generator().manual_seed(6)
+    whole, blocks = Gram.zeros(12, True), Gram.zeros(12, full, blocks=3)
+    for _ in range(2):
+        tokens = torch.randn(8, 3, 4, generator=generator)
+        inside = torch.rand(8, 3, generator=generator) < 0.6
+        inside[:, 1] = False
+        whole.update((tokens * inside[..., None]).flatten(1))
+        blocks.update_blocks([tokens[inside[:, i], i] for i in range(3)], 8)
+    assert blocks.count == whole.count == 16
+    for mine, other in ((blocks.diag, whole.diag), (blocks.mean, whole.mean), (blocks.variance, whole.variance)):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    if full:
+        torch.testing.assert_close(blocks.xx, torch.stack([whole.xx[i : i + 4, i : i + 4] for i in (0, 4, 8)]))
+        assert block_dampings(blocks.xx, 0.1)[1] is None
+        strengths = [
+            share * float(block.diagonal().mean())
+            for share, block in zip(block_dampings(blocks.xx, 0.1), blocks.xx, strict=True)
+            if share is not None
+        ]
+        assert strengths == pytest.approx([0.1 * float(blocks.diag.mean())] * 2)

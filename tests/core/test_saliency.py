@@ -41,8 +41,9 @@ def diagonal(gram: Gram) -> Gram:
 def test_scores_are_their_formulas(name: str, n: int, d_out: int, tokens: int, seed: int) -> None:
     weight, gram = problem(n, d_out, tokens, seed)
     xx = full(gram)
+    # Sums are float32, and with them the mean diagonal that the damping is a share of.
     torch.testing.assert_close(
-        scores(name, weight, gram, DAMPING), oracle.scores(name, weight, xx, damped(xx, DAMPING)), rtol=1e-7, atol=1e-12
+        scores(name, weight, gram, DAMPING), oracle.scores(name, weight, xx, damped(xx, DAMPING)), rtol=1e-5, atol=1e-12
     )
 
 

@@ -19,6 +19,7 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     Phi3Config,
     PhiConfig,
@@ -26,7 +27,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
     Starcoder2Config,
 )
@@ -72,6 +75,7 @@ OPT = {
     "eos_token_id": None,
     "dropout": 0.0,
 }
+EXPERTS = {"moe_intermediate_size": 20, "num_experts": 4, "num_experts_per_tok": 2}
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama_gqa": lambda: LlamaConfig(**LLAMA, head_dim=8, tie_word_embeddings=True),
     "llama_mha": lambda: LlamaConfig(
@@ -80,6 +84,16 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "mistral": lambda: MistralConfig(**LLAMA, sliding_window=8),
     "qwen2": lambda: Qwen2Config(**LLAMA, tie_word_embeddings=True),
     "qwen3": lambda: Qwen3Config(**LLAMA, head_dim=8, tie_word_embeddings=False),
+    "mixtral": lambda: MixtralConfig(**LLAMA, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **{**LLAMA, "intermediate_size": 28},
+        **EXPERTS,
+        shared_expert_intermediate_size=12,
+        tie_word_embeddings=True,
+    ),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **{**LLAMA, "intermediate_size": 28}, **EXPERTS, head_dim=8, norm_topk_prob=True
+    ),
     "gemma2": lambda: Gemma2Config(
         **LLAMA, head_dim=8, sliding_window=8, attn_logit_softcapping=1.0, final_logit_softcapping=2.0
     ),
@@ -102,7 +116,10 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 #: Families that are laid out like another one here: their share of the suite runs with the slow tests.
-ALIKE = ("llama_mha", "qwen2", "qwen3", "gemma3_text", "granite", "smollm3", "starcoder2", "phi", "gpt_neox_serial")
+ALIKE = (
+    *("llama_mha", "qwen2", "qwen3", "gemma3_text", "granite", "smollm3", "starcoder2", "phi", "gpt_neox_serial"),
+    "qwen3_moe",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

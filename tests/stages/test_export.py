@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ffprune import cli
-from ffprune.core.errors import FfpruneError, MissingInput, ParameterError
+from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, UnsupportedArchitecture
 from ffprune.export.table import FORMATS
-from ffprune.models.checkpoint import save_model
+from ffprune.models.checkpoint import load_model, save_model
 from ffprune.models.weights import CorruptModel
 from ffprune.stages.export import export_model
 from tests.export.conftest import UNEVEN, build, byte_tokenizer
+from tests.tiny import character_tokenizer, mixtral, spread
 
 
 @pytest.fixture
@@ -114,6 +115,18 @@ def test_a_folder_that_does_not_load_leaves_nothing_behind(to, folder, tmp_path)
     with pytest.raises(FfpruneError, match=f"lack|{NO_LIBRARY}"):
         export_model(folder, tmp_path / "out", to)
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+@pytest.mark.parametrize("to", list(FORMATS))
+def test_mixtures_of_experts_go_to_hf_alone(to, tmp_path) -> None:
+    save_model(spread(mixtral()), character_tokenizer(), tmp_path / "model")
+    if to == "hf":
+        export_model(tmp_path / "model", tmp_path / "out", to)
+        assert load_model(tmp_path / "out").config.model_type == "mixtral"
+        return
+    with pytest.raises(UnsupportedArchitecture, match=f"type 'mixtral' was to be exported to {to}.*Export to hf"):
+        export_model(tmp_path / "model", tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_heads_in_a_layer_is_refused(folder, tmp_path) -> None:

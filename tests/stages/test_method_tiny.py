@@ -29,7 +29,7 @@ from ffprune.stages.record import DECIDE, METHOD, TEST, stage_named
 from ffprune.stages.run import call
 from ffprune.stages.sections import Params
 from tests.stages.tiny_project import MODELS, params, write_sources
-from tests.tiny import opt
+from tests.tiny import mixtral, opt
 
 pytestmark = pytest.mark.slow
 
@@ -185,6 +185,43 @@ def test_a_method_meets_its_budget_and_reports(project: Path, name: str, monkeyp
     if entry["quantize"]:
         assert found["compression"] == pytest.approx(4 / (1 - found["sparsity"]))
     assert set(found["seconds"]) == {"decide", "prune", "evaluate"}
+
+
+@pytest.fixture
+def experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_sources(Path(), mixtral())
+    stage = stage_named("download")
+    call(stage, StageContext(stage, params()))
+    return tmp_path
+
+
+def test_experts_lose_channels_by_every_way_that_they_can(experts: Path) -> None:
+    for name in ("dense", "dynamic", "flap", "fastforward", "evopress"):
+        found = run_method(name, RECIPES[name])
+        assert math.isfinite(found["perplexity"]["test"]["value"])
+        if name != "dense":
+            channel = min(row["params_per_granule"] for row in found["policy"])
+            assert 0 <= found["sparsity"] - RECIPES[name]["sparsity"] < channel / found["prunable_before"]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("wanda", "the compressor mask"),
+        ("two-of-four", "the compressor sparsegpt"),
+        ("svd", "the compressor svd_llm"),
+        ("gptq", "the compressor none with quantize"),
+        ("slicegpt", "the compressor slicegpt"),
+        ("handmade", r"the repair mean\+ridge"),
+        ("guided", "the repair stream"),
+    ],
+)
+def test_what_experts_cannot_have_is_refused_before_any_work(experts: Path, name: str, asked: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=asked):
+        run_method(name, RECIPES[name])
+    if COMPRESSORS[RECIPES[name]["compressor"]].has_units:
+        assert not Path(DECIDE.of(name).outs[0]).exists()
 
 
 def test_the_same_seed_gives_the_same_result(project: Path) -> None:

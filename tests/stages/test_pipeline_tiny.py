@@ -17,9 +17,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from ffprune.core.budget import Bounds
-from ffprune.core.errors import FfpruneError, MissingInput, TooLittleText, UnreachableSparsity
+from ffprune.core.errors import FfpruneError, MissingInput, TooLittleText, UnreachableSparsity, UnsupportedArchitecture
 from ffprune.core.units import Allocation
 from ffprune.evaluate.latency import Latencies
 from ffprune.models.checkpoint import load_model
@@ -31,6 +32,7 @@ from ffprune.stages.context import Nowhere, StageContext
 from ffprune.stages.record import (
     EVALUATION,
     FIGURES,
+    ORDER,
     PRUNED,
     REPAIRED,
     SEARCH_AGENT,
@@ -47,6 +49,7 @@ from ffprune.stages.sections import Params
 from tests.oracles import uneven
 from tests.stages.made_up import block_times
 from tests.stages.tiny_project import METHODS, MODELS, params, write_sources
+from tests.tiny import mixtral
 
 # Half a minute of models that are made, cut, saved and reloaded: too long for `make check`.
 pytestmark = pytest.mark.slow
@@ -244,6 +247,16 @@ def test_another_damping_changes_the_repaired_models_alone(scratch: Path) -> Non
     assert contents(scratch) == before
 
 
+class Remembering(Nowhere):
+    """A run whose metrics are kept."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        self.values |= values
+
+
 class Killed(Nowhere):
     """A run that is killed at an episode's report."""
 
@@ -314,6 +327,42 @@ def test_query_heads_go_and_keys_and_values_stay(tmp_path: Path, monkeypatch: py
     assert heads == {2, 4}
     found = {(row["sparsity_target"], row["method"]): row["perplexity"] for row in summary()["rows"]}
     assert all(found[target, "uniform+ridge"] != found[target, "uniform"] for target in (0.2, 0.3))
+
+
+def test_every_expert_loses_as_many_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sources(Path(), mixtral())
+    given: dict[str, Any] = {
+        "prune": {"policies": ["uniform", "searched"]},
+        "ridge": {"repairs": {"ridge": ["uniform", "searched"], "stream": []}},
+        "evaluate": {
+            "methods": ["uniform", "uniform+ridge", "searched", "searched+ridge"],
+            "zero_shot": {"methods": []},
+        },
+        "search": {"budget": "macs", "context": 80},
+    }
+    sinks = {}
+    for stage in STAGES:
+        sinks[stage.name] = Remembering()
+        run(stage.name, params(**given), sinks[stage.name])
+    assert 0 <= sinks["calibrate"].values["unreached_experts"] < 8
+    assert any(np.ndim(order) == 2 for order in load_file(ORDER).values())
+    found = summary()
+    rows = {(row["sparsity_target"], row["method"]): row for row in found["rows"]}
+    for (target, method), row in rows.items():
+        view = ModelView(load_model(tmp_path / row["path"], torch.float32))
+        policy = json.loads((tmp_path / f"{row['path']}.json").read_text())
+        assert [unit["kept"] for unit in policy["units"][1::2]] == [block.channels for block in view.blocks]
+        assert 0 <= policy["removed"]["macs"] - target < 0.02
+        assert row["params"] < found["dense"]["params"]
+        if "+" not in method:
+            assert row["perplexity"] != rows[target, f"{method}+ridge"]["perplexity"]
+    before = contents(tmp_path)
+    with pytest.raises(UnsupportedArchitecture, match=r"ridge\.repairs asks for the repair stream of a Mixtral"):
+        run(
+            "ridge", params(**given | {"ridge": {"repairs": {"ridge": ["uniform", "searched"], "stream": ["uniform"]}}})
+        )
+    assert contents(tmp_path) == before
 
 
 def test_a_search_without_repairs_needs_no_grams(scratch: Path) -> None:

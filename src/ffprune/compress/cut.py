@@ -37,6 +37,7 @@ class Repair:
         section: where it is defined.
         biases: whether it gives the unit's last map a bias.
         whole: whether it reads all of X^T X.
+        experts: whether it goes with mixtures of experts, of whose X^T X there are the blocks on the diagonal.
     """
 
     mend: Mend | None
@@ -44,6 +45,7 @@ class Repair:
     section: str
     biases: bool = False
     whole: bool = True
+    experts: bool = False
 
 
 def _none(weight: Tensor, gram: Gram, kept: Tensor, damping: float) -> tuple[Tensor, None]:
@@ -62,9 +64,11 @@ def _bias(weight: Tensor, gram: Gram, kept: Tensor, damping: float) -> tuple[Ten
 
 
 REPAIRS: dict[str, Repair] = {
-    "none": Repair(_none, "-", "the cut stays as it is", whole=False),
-    "ridge": Repair(_ridge, "FF, SS", "FF Eq. 6-7, SS Eq. 3-10"),
-    "bias": Repair(_bias, "An et al. 2024", "FLAP: pruned channels are replaced by their mean", True, whole=False),
+    "none": Repair(_none, "-", "the cut stays as it is", whole=False, experts=True),
+    "ridge": Repair(_ridge, "FF, SS", "FF Eq. 6-7, SS Eq. 3-10", experts=True),
+    "bias": Repair(
+        _bias, "An et al. 2024", "FLAP: pruned channels are replaced by their mean", True, whole=False, experts=True
+    ),
     "mean+ridge": Repair(affine_repair, "ffprune", "ridge on departures from the mean, and a bias", True),
     "stream": Repair(None, "ffprune", "ridge towards the dense residual stream, damping chosen on held-out text"),
 }
@@ -82,7 +86,7 @@ def rank_unit(criterion: str, parts: UnitLinears, gram: Gram, damping: float) ->
         return by_scores(wifv(weight, gram).cpu(), width, parts.runs)
     if gram.xx is None:
         assert not CRITERIA[criterion].whole
-        xx = torch.diag(gram.diag)
+        xx = torch.diag(gram.diag) if parts.blocks == 1 else torch.diag_embed(gram.diag.view(parts.blocks, -1))
     else:
         xx = gram.xx
     # An elimination is a long row of small products, each chosen by the one before: a GPU would only wait.
@@ -105,7 +109,7 @@ def cut(
     dense_inputs: bool,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> list[str]:
     """Make a model physically smaller, in place.
 
     A block's attention is ranked, cut and repaired on the inputs that reach it behind pruned blocks, then its FFN on
@@ -123,6 +127,9 @@ def cut(
         dtype: that layers multiply in; sums and repairs are float32 and float64.
         progress: told of layers done and in all.
 
+    Returns:
+        Experts that no token came to, in the FFNs that were cut: ranked by their weights, and not repaired.
+
     Raises:
         ParameterError: unknown criterion or repair.
         NonFiniteLoss: statistics are not finite.
@@ -132,6 +139,7 @@ def cut(
     mend = look_up(REPAIRS, repair, "repair").mend
     assert mend is not None, "follow() does this repair"
     walk, whole = BlockWalk(view, windows, batch_size, dtype), reads_whole_gram(criterion, repair)
+    unreached = []
     for block in view.blocks:
         grams, outputs = walk.observe(("o", "down") if whole else ()) if dense_inputs else ({}, None)
         for index in (2 * block.index, 2 * block.index + 1):
@@ -140,6 +148,8 @@ def cut(
                 continue
             role = parts.last_role
             gram = grams[role] if dense_inputs else walk.arriving(role, whole)
+            if role == "down":
+                unreached += block.unreached(gram)
             weight = parts.last.weight.detach()  # the layer is on the device from here on
             kept = torch.sort(rank_unit(criterion, parts, gram, damping).order[:keep], dim=0).values.to(weight.device)
             columns = parts.columns(kept)
@@ -151,6 +161,7 @@ def cut(
         if progress is not None:
             progress(block.index + 1, len(view.blocks))
     write_layer_config(view.model.config, view)
+    return unreached
 
 
 def _add_bias(linear: nn.Linear, bias: Tensor) -> None:

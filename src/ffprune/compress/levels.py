@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ffprune.core.gram import block_dampings
 from ffprune.core.ridge import PrefixRidge
 from ffprune.core.units import Unit
 from ffprune.models.view import ModelView, granule_indices
@@ -26,7 +27,8 @@ class Levels:
     Args:
         view: the dense model, in full precision; its last maps are kept.
         orders: per unit, int64 ``[granules]`` (or ``[granules, runs]``), most important first.
-        grams: per unit, float ``[n, n]``, X^T X of the last map's input; read when the unit is factorised.
+        grams: per unit, float ``[n, n]``, X^T X of the last map's input, or the blocks on its diagonal, one a run; read
+            when the unit is factorised.
         damping: lambda relative to mean diag of the Gram.
         bank: levels made earlier, with the same arguments; None for none.
         cache_bytes: how much of the maps made or moved here to keep; the least recently used go first.
@@ -47,7 +49,7 @@ class Levels:
         self._widths = [part.width[part.last_role] for part in parts]
         self._runs = [part.runs for part in parts]
         self._orders, self._grams, self._damping, self._bank = orders, grams, damping, bank
-        self._factors: dict[int, PrefixRidge] = {}
+        self._factors: dict[int, list[PrefixRidge]] = {}
         self._made: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._room = cache_bytes
 
@@ -78,11 +80,28 @@ class Levels:
     def make(self, index: int, kept: int) -> Tensor:
         """Solve for one level, float32 ``[d_out, kept * width]`` on the CPU."""
         if index not in self._factors:
-            columns = _by_granule(self._orders[index], self._widths[index], self._runs[index])
-            self._factors[index] = PrefixRidge.prepare(self._weights[index], self._grams[index], columns, self._damping)
-        found = self._factors[index].at(kept * self._widths[index])
-        by_granule = found.view(len(found), kept, self._runs[index], -1)
+            self._factors[index] = self._factorise(index)
+        factors, runs = self._factors[index], self._runs[index]
+        columns = kept * self._widths[index] // len(factors)
+        found = torch.cat([factor.at(columns) for factor in factors], 1)
+        if len(factors) == runs:
+            return found
+        by_granule = found.view(len(found), kept, runs, -1)
         return by_granule.transpose(1, 2).flatten(1)  # run by run, as the model has them
+
+    def _factorise(self, index: int) -> list[PrefixRidge]:
+        """One factor; or one a run, where the Gram has a block for each."""
+        weight, gram, order, width = self._weights[index], self._grams[index], self._orders[index], self._widths[index]
+        if gram.ndim == 2:
+            return [PrefixRidge.prepare(weight, gram, _by_granule(order, width, self._runs[index]), self._damping)]
+        factors = []
+        parts = zip(weight.chunk(len(gram), 1), gram, order.T, block_dampings(gram, self._damping), strict=True)
+        for part, block, own, damping in parts:
+            # Where no token came, channels are taken for independent: nothing is made up for.
+            known = torch.eye(len(block)) if damping is None else block
+            columns = granule_indices(own, width // len(gram))
+            factors.append(PrefixRidge.prepare(part, known, columns, damping or 0.0))
+        return factors
 
     def fill(self, levels: Sequence[Sequence[int]], dtype: torch.dtype) -> Iterator[dict[int, Tensor]]:
         """Make a bank, unit after unit; the factors of a unit are dropped behind it.

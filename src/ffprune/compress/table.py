@@ -26,6 +26,7 @@ class Compressor:
         quantises: whether GPTQ may follow.
         by_block: whether it works on one layer at a time, so that the others need not be on the device.
         saves: whether what it makes is a model of the same family, which a folder can hold.
+        experts: whether it goes with mixtures of experts.
     """
 
     paper: str
@@ -37,6 +38,7 @@ class Compressor:
     quantises: bool = False
     by_block: bool = True
     saves: bool = True
+    experts: bool = False
 
     @property
     def has_units(self) -> bool:
@@ -45,7 +47,7 @@ class Compressor:
 
 
 COMPRESSORS: dict[str, Compressor] = {
-    "none": Compressor("-", "the dense model", "none", quantises=True),
+    "none": Compressor("-", "the dense model", "none", quantises=True, experts=True),
     "mask": Compressor(
         "Sun et al. 2023", "zeroes; what is left stays", "unstructured", tuple(SALIENCIES), (), True, True
     ),
@@ -58,6 +60,7 @@ COMPRESSORS: dict[str, Compressor] = {
         "structured",
         (*CRITERIA, FLUCTUATION),
         tuple(REPAIRS),
+        experts=True,
     ),
     "slicegpt": Compressor("Ashkboos et al. 2024", "SliceGPT, Eq. 1-10", "hidden width", by_block=False, saves=False),
     "svd_llm": Compressor("Wang et al. 2024", "SVD-LLM, truncation-aware whitening", "rank", saves=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ class Gram:
 
     Attributes:
         n: width of the input (in_features).
-        xx: float32 ``[n, n]``, sum of x x^T (H = X^T X in METHODS 5, G in METHODS 7); None: diagonal only.
+        xx: float32 ``[n, n]``, sum of x x^T (H = X^T X in METHODS 5, G in METHODS 7); None: diagonal only. Of a mixture
+            of experts, ``[experts, n / experts, n / experts]``: the blocks on its diagonal, an expert's channels each.
         diag: float64 ``[n]``, sum of x^2.
         total: float64 ``[n]``, sum of x.
         count: tokens seen.
@@ -29,17 +31,19 @@ class Gram:
     count: int
 
     @classmethod
-    def zeros(cls, n: int, full: bool, device: torch.device | str = "cpu") -> Gram:
+    def zeros(cls, n: int, full: bool, device: torch.device | str = "cpu", blocks: int = 1) -> Gram:
         """A Gram of no tokens.
 
         Args:
             n: width of the input.
-            full: keep ``xx`` (4 n^2 bytes), not only the diagonal (8 n bytes).
+            full: keep ``xx`` (4 n^2 / blocks bytes), not only the diagonal (8 n bytes).
             device: where the sums live.
+            blocks: equal stretches of the input between which no products are kept.
         """
+        shape = (n, n) if blocks == 1 else (blocks, n // blocks, n // blocks)
         return cls(
             n=n,
-            xx=torch.zeros(n, n, dtype=torch.float32, device=device) if full else None,
+            xx=torch.zeros(shape, dtype=torch.float32, device=device) if full else None,
             diag=torch.zeros(n, dtype=torch.float64, device=device),
             total=torch.zeros(n, dtype=torch.float64, device=device),
             count=0,
@@ -71,6 +75,26 @@ class Gram:
             self.diag = self.xx.diagonal().double()
         self.total += rows.sum(0)
         self.count += rows.shape[0]
+        return self
+
+    def update_blocks(self, parts: Sequence[Tensor], count: int) -> Gram:
+        """Add tokens that are zero in all blocks but a few, **in place**.
+
+        Args:
+            parts: per block, ``[rows, n / blocks]``, the tokens that are not zero there.
+            count: tokens in all.
+
+        Returns:
+            self, changed.
+        """
+        stretches = zip(self.diag.chunk(len(parts)), self.total.chunk(len(parts)), strict=True)
+        for block, (part, (diag, total)) in enumerate(zip(parts, stretches, strict=True)):
+            rows = part.detach().to(self.diag.device, torch.float32)
+            if self.xx is not None:
+                self.xx[block].addmm_(rows.T, rows)
+            diag += rows.square().sum(0)
+            total += rows.sum(0)
+        self.count += count
         return self
 
     def merge(self, other: Gram) -> Gram:
@@ -143,3 +167,19 @@ def damped(xx: Tensor, damping: float, absolute: bool = False) -> Tensor:
     result = xx.clone()
     result.diagonal().add_(strength)
     return result
+
+
+def block_dampings(xx: Tensor, damping: float) -> list[float | None]:
+    """Dampings of the blocks on a Gram's diagonal, each relative to its own block, that add the same lambda to all.
+
+    lambda is a share of the mean of the *whole* diagonal: an expert that few tokens reached is damped the more.
+
+    Args:
+        xx: float ``[blocks, n, n]``.
+        damping: lambda as a share of the mean of all diagonals.
+
+    Returns:
+        One a block; None for a block that no token reached.
+    """
+    means = xx.diagonal(dim1=1, dim2=2).mean(1, dtype=torch.float64)
+    return [damping * float(means.mean() / mean) if mean > 0 else None for mean in means]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffprune.core.gram import damped
+from ffprune.core.gram import block_dampings, damped
 from ffprune.core.tables import look_up
 
 _PANEL = 64
@@ -187,7 +187,26 @@ CRITERIA: dict[str, Criterion] = {
 def rank(criterion: str, weight: Tensor, xx: Tensor, width: int, damping: float, runs: int = 1) -> Ranking:
     """Rank a unit's granules by the named criterion.
 
+    Args:
+        criterion: row of :data:`CRITERIA`.
+        weight: ``[d_out, n]``.
+        xx: ``[n, n]``; or ``[runs, n / runs, n / runs]``, blocks on the diagonal: every run then is ranked by itself.
+        width: columns of one granule.
+        damping: lambda, relative to the mean of the whole diagonal.
+        runs: stretches of columns that a granule has a part in.
+
     Raises:
         ParameterError: the criterion is unknown.
     """
-    return look_up(CRITERIA, criterion, "sensitivity.criterion").rank(weight, xx, width, damping, runs)
+    found = look_up(CRITERIA, criterion, "sensitivity.criterion").rank
+    if xx.ndim == 2:
+        return found(weight, xx, width, damping, runs)
+    rankings = [
+        # Where no token came, only the weights can tell, and no order costs anything.
+        by_scores(part.double().square().sum(0), width // runs)
+        if own is None
+        else found(part, block, width // runs, own, 1)
+        for part, block, own in zip(weight.chunk(runs, 1), xx, block_dampings(xx, damping), strict=True)
+    ]
+    reached = [ranking.error * bool(block.any()) for ranking, block in zip(rankings, xx, strict=True)]
+    return Ranking(torch.stack([ranking.order for ranking in rankings], 1), torch.stack(reached).sum(0))

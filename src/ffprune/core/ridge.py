@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffprune.core.gram import damped
+from ffprune.core.gram import block_dampings, damped
 
 
 def repair(weight: Tensor, xx: Tensor, kept: Tensor, damping: float, absolute: bool = False) -> Tensor:
@@ -15,14 +15,18 @@ def repair(weight: Tensor, xx: Tensor, kept: Tensor, damping: float, absolute: b
 
     Args:
         weight: float ``[d_out, n]``, the dense map.
-        xx: float ``[n, n]``, Gram of its dense input, X^T X.
-        kept: int64 ``[k]``, the columns that stay (R), in the order they are wanted.
+        xx: float ``[n, n]``, Gram of its dense input, X^T X; or ``[blocks, n / blocks, n / blocks]``, the blocks on its
+            diagonal, each of which is repaired by itself.
+        kept: int64 ``[k]``, the columns that stay (R), in the order they are wanted; block by block where there are
+            several.
         damping: lambda; relative to mean diag(xx), or absolute as the papers print it.
         absolute: how ``damping`` is read.
 
     Returns:
         float ``[d_out, k]`` in the dtype of ``weight``, computed in float64.
     """
+    if xx.ndim == 3:
+        return _repair_blocks(weight, xx, kept, damping, absolute)
     n = weight.shape[1]
     mask = torch.ones(n, dtype=torch.bool)
     mask[kept] = False
@@ -33,6 +37,19 @@ def repair(weight: Tensor, xx: Tensor, kept: Tensor, damping: float, absolute: b
     g_rr = damped(gram, damping, absolute)[kept][:, kept]
     coefficients = torch.cholesky_solve(gram[kept][:, removed], torch.linalg.cholesky(g_rr))  # S*, [k, p]
     return (wide[:, kept] + wide[:, removed] @ coefficients.T).to(weight.dtype)
+
+
+def _repair_blocks(weight: Tensor, xx: Tensor, kept: Tensor, damping: float, absolute: bool) -> Tensor:
+    repaired = []
+    shares = block_dampings(xx, damping)
+    for number, (part, block, share) in enumerate(zip(weight.chunk(len(xx), 1), xx, shares, strict=True)):
+        width = len(block)
+        own = kept[kept // width == number] - number * width
+        if share is None:  # where no token came, there is nothing to make up for
+            repaired.append(part[:, own])
+        else:
+            repaired.append(repair(part, block, own, damping if absolute else share, absolute))
+    return torch.cat(repaired, 1)
 
 
 @dataclass(frozen=True)

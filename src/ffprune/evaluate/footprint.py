@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import MissingInput
+from ffprune.models.experts import ExpertLinear
 from ffprune.models.surgery import param_count
 from ffprune.models.view import ModelView
 
@@ -23,8 +24,8 @@ class Footprint:
         bytes_on_disk: bytes of the folder's safetensors files; None for a model without a folder.
         kv_cache_bytes_per_token: bytes that keys and values of one token take in all layers, in the
             model's dtype.
-        macs_per_token: multiply-accumulates of all linear maps, LM head included, for one token; the
-            attention scores, whose cost depends on the context, are not counted.
+        macs_per_token: multiply-accumulates of all linear maps, LM head included, for one token, which goes through a
+            few experts; the attention scores, whose cost depends on the context, are not counted.
     """
 
     prunable: int
@@ -51,13 +52,14 @@ def footprint(model: PreTrainedModel, folder: Path | None = None) -> Footprint:
     view = ModelView(model)
     cached = sum(linear.out_features for b in view.blocks for linear in (b.linears["k"], b.linears["v"]))
     element = view.blocks[0].linears["k"].weight.element_size()
-    linears = (module for module in model.modules() if isinstance(module, nn.Linear))
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    macs = sum(linear.macs if isinstance(linear, ExpertLinear) else linear.weight.numel() for linear in linears)
     return Footprint(
         prunable=view.prunable_params,
         whole=param_count(model),
         bytes_on_disk=None if folder is None else safetensors_bytes(folder),
         kv_cache_bytes_per_token=cached * element,
-        macs_per_token=sum(linear.weight.numel() for linear in linears),
+        macs_per_token=macs + sum(block.router_params for block in view.blocks),
     )
 
 

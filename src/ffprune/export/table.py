@@ -38,12 +38,14 @@ class Format:
         folder: whether it is a folder; else one file.
         write: writes it; returns remarks, each a line for people. Raises an FfpruneError for what it cannot write.
         kinds: what ``--type`` may be, the first if nothing is said; empty: the format has one kind only.
+        experts: whether it has a place for mixtures of experts.
     """
 
     about: str
     folder: bool
     write: Callable[[Request], list[str]]
     kinds: tuple[str, ...] = ()
+    experts: bool = False
 
 
 # What writes a format is imported when it is asked for: some need libraries that may not be there.
@@ -81,7 +83,7 @@ def _onnx(request: Request) -> list[str]:
 
 #: Name -> format.
 FORMATS: dict[str, Format] = {
-    "hf": Format("a folder for transformers, with a model card", folder=True, write=_huggingface),
+    "hf": Format("a folder for transformers, with a model card", folder=True, write=_huggingface, experts=True),
     "gguf": Format("one file for llama.cpp", folder=False, write=_gguf, kinds=("f16", "f32", "q8_0", "q4_k_m")),
     "onnx": Format("a folder for onnxruntime", folder=True, write=_onnx),
     "compressed-tensors": Format("a folder with sparse weights packed", folder=True, write=_compressed),

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from ffprune.core.errors import UnsupportedArchitecture
 from ffprune.core.gram import Gram
 from ffprune.core.stream import Moments
+from ffprune.models.experts import ExpertOutput, add_inputs
 from ffprune.models.view import ModelView
 from ffprune.models.watch import check_finite, check_windows, watch, watch_weighted
 
@@ -180,13 +181,15 @@ class BlockWalk:
         Raises:
             NonFiniteLoss: statistics are not finite.
         """
-        gram = Gram.zeros(self.view.blocks[self.position].linears[role].in_features, whole, self.arrive())
+        linear = self.view.blocks[self.position].linears[role]
+        blocks = linear.experts if isinstance(linear, ExpertOutput) else 1
+        gram = Gram.zeros(linear.in_features, whole, self.arrive(), blocks)
 
-        def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            gram.update(inputs[0])
+        def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            add_inputs(gram, module, inputs)
             raise _Enough
 
-        hook = self.view.blocks[self.position].linears[role].register_forward_pre_hook(stop)
+        hook = linear.register_forward_pre_hook(stop)
         try:
             with torch.no_grad():
                 for batch, rows in enumerate(self.batches):

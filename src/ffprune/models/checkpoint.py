@@ -29,6 +29,7 @@ from transformers import (
 
 from ffprune.core.errors import DiskFull, MissingInput, ParameterError, UnsafeFile
 from ffprune.models import baichuan
+from ffprune.models.experts import gather_experts, stored_parts
 from ffprune.models.families import family_named, family_of
 from ffprune.models.fused import Parts
 from ffprune.models.layer_config import (
@@ -212,6 +213,8 @@ def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) ->
             narrow(model, shapes, family.layout)
         except ValueError as error:
             raise _bad_config(path / "config.json", error) from error
+        for layer in model.get_submodule(family.layers).children():
+            gather_experts(layer, family)  # before there are weights, which would be copied
         write_shapes(model.config, family, shapes)
     return model
 
@@ -236,7 +239,8 @@ def _tensors(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
     seen: set[int] = set()
     tensors: dict[str, Callable[[], Tensor]] = {}
     fused = {path: module for path, module in model.named_modules() if isinstance(module, Parts)}
-    names = family_of(model.config).stored_as
+    family = family_of(model.config)
+    names, experts = family.stored_as, family.experts
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in seen:
             continue
@@ -245,6 +249,10 @@ def _tensors(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
         whole = owner.rpartition(".")[0]
         if whole in fused:
             tensors[f"{whole}.{kind}"] = partial(fused[whole].joined, kind)
+        elif experts is not None:
+            tensors |= {
+                key: part.detach for key, part in stored_parts(name, tensor, model.get_submodule(owner), experts)
+            }
         else:
             tensors[names.get(name, name)] = tensor.detach
     return tensors

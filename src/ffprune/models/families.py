@@ -31,6 +31,23 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in the place of a family's FFN (:mod:`ffprune.models.experts`).
+
+    Attributes:
+        path: inside a layer, of the module with all experts' weights.
+        router: inside a layer, of the module that chooses among them; it is never pruned.
+        stored: what files call the module that has both.
+        linears: role -> what files call it in every expert.
+    """
+
+    path: str
+    router: str
+    stored: str
+    linears: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Family:
     """Where one family of decoder-only models keeps its prunable linears (METHODS 1).
 
@@ -57,6 +74,7 @@ class Family:
         head_dim: attribute of the attention module with the width of a head.
         fused: linears that are taken apart (:mod:`ffprune.models.fused`); the paths of their roles end in the role.
         stored_as: tensor -> its name in the family's files, where that is another.
+        experts: where the FFN is a mixture of experts; ``ffn_width`` is then an expert's.
     """
 
     model_type: str
@@ -76,6 +94,7 @@ class Family:
     head_dim: str = "head_dim"
     fused: tuple[Fusion, ...] = ()
     stored_as: Mapping[str, str] = field(default_factory=dict)
+    experts: Experts | None = None
 
     @property
     def paths(self) -> dict[str, str]:
@@ -97,6 +116,8 @@ class Family:
         """The row as :mod:`ffprune.models.modeling_pruned` reads it: plain values, fit to be written into a file."""
         linears: dict[str, Any] = {}
         for role, path in self.paths.items():
+            if self.experts is not None and path.startswith(f"{self.experts.path}."):
+                continue  # in tensors of all experts
             fusion = next((f for f in self.fused if role in f.roles), Fusion(path, (role,)))
             linears[fusion.path] = {
                 "roles": fusion.roles,
@@ -104,7 +125,8 @@ class Family:
                 "transposed": fusion.transposed,
             }
         names = ("layers", "attention", "heads", "kv_heads", "ffn_width", "head_dim", "attributes")
-        return {**{name: getattr(self, name) for name in names}, "linears": linears}
+        experts = None if self.experts is None else self.experts.path
+        return {**{name: getattr(self, name) for name in names}, "linears": linears, "experts": experts}
 
 
 def _llama_layout(model_type: str, architecture: str, package: str | None = None) -> Family:
@@ -126,11 +148,43 @@ def _llama_layout(model_type: str, architecture: str, package: str | None = None
     )
 
 
+def _mixture(model_type: str, architecture: str, width: str, mark: str, experts: Experts) -> Family:
+    return replace(
+        _llama_layout(model_type, architecture),
+        ffn_inputs={role: f"{experts.path}.{role}" for role in ("gate", "up")},
+        ffn_output=f"{experts.path}.down",
+        ffn_width=width,
+        marks=("num_key_value_heads", "rms_norm_eps", "hidden_act", "num_experts_per_tok", mark),
+        experts=experts,
+    )
+
+
+_QWEN_EXPERTS = Experts(
+    "mlp.experts", "mlp.gate", stored="mlp", linears={"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+)
+
+
 _ROWS = (
     _llama_layout("llama", "LlamaForCausalLM"),
     _llama_layout("mistral", "MistralForCausalLM"),
     _llama_layout("qwen2", "Qwen2ForCausalLM"),
     _llama_layout("qwen3", "Qwen3ForCausalLM"),
+    _mixture(
+        "mixtral",
+        "MixtralForCausalLM",
+        "intermediate_size",
+        "num_local_experts",
+        Experts("mlp.experts", "mlp.gate", stored="block_sparse_moe", linears={"gate": "w1", "up": "w3", "down": "w2"}),
+    ),
+    # The expert that all tokens share, where there is one, stays whole (decision 0012).
+    _mixture(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+        _QWEN_EXPERTS,
+    ),
+    _mixture("qwen3_moe", "Qwen3MoeForCausalLM", "moe_intermediate_size", "num_experts", _QWEN_EXPERTS),
     _llama_layout("gemma2", "Gemma2ForCausalLM"),
     _llama_layout("gemma3_text", "Gemma3ForCausalLM", "gemma3"),
     _llama_layout("granite", "GraniteForCausalLM"),
@@ -223,8 +277,7 @@ _ROWS = (
 _OBSTACLES: dict[str, str] = {
     **dict.fromkeys(
         ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
-        "its FFN is a mixture of experts, which are not linears of their own, and a layer's units are one attention "
-        "and one FFN",
+        "its FFN is a mixture of experts of another layout than those that ffprune knows",
     ),
     "kv_lora_rank": "keys and values come from a common latent vector, not from heads of their own",
     "mamba_d_state": "some of its layers are no attention",
@@ -246,9 +299,19 @@ def family_of(config: PretrainedConfig) -> Family:
         The row for ``config.model_type``.
 
     Raises:
-        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row, and what stands in the way.
+        UnsupportedArchitecture: no row has this ``model_type``; names the nearest row, and what stands in the way. Or
+            only some of its layers have experts.
     """
-    return family_named(config.model_type, config.to_dict())
+    family = family_named(config.model_type, config.to_dict())
+    dense, step = getattr(config, "mlp_only_layers", None), getattr(config, "decoder_sparse_step", 1)
+    if family.experts is not None and (dense or step != 1):
+        raise UnsupportedArchitecture(
+            f"The model is of type {config.model_type!r} with mlp_only_layers {dense} and decoder_sparse_step {step}",
+            "Layers without experts among layers with them have an FFN of another kind and width; published models "
+            "have experts in every layer",
+            "Choose a model with mlp_only_layers [] and decoder_sparse_step 1",
+        )
+    return family
 
 
 def family_named(model_type: str, keys: Iterable[str]) -> Family:

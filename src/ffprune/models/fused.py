@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ffprune.core.errors import UnsupportedArchitecture
+from ffprune.models.experts import Mixture
 from ffprune.models.families import Family, Fusion
 from ffprune.models.linear import linear_of
 from ffprune.models.modeling_pruned import part_sizes, query_width
@@ -104,8 +105,8 @@ def take_apart(layer: nn.Module, family: Family) -> None:
 
 @contextmanager
 def put_together(model: nn.Module) -> Iterator[None]:
-    """While open, a model has its family's own fused linears, whose weights are copies."""
-    parts = {path: module for path, module in model.named_modules() if isinstance(module, Parts)}
+    """While open, a model has its family's own fused linears and experts, whose weights are copies."""
+    parts = {path: module for path, module in model.named_modules() if isinstance(module, Parts | Mixture)}
     for path, module in parts.items():
         model.set_submodule(path, module.fused())
     try:

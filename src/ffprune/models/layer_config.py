@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from transformers import PretrainedConfig
 
 from ffprune.models.families import Family
-from ffprune.models.modeling_pruned import channels, widths
+from ffprune.models.modeling_pruned import GROUPED_WIDTH, channels, widths
 from ffprune.models.view import ModelView
 
 
@@ -74,6 +74,9 @@ def settle(config: PretrainedConfig, family: Family) -> None:
     """
     shapes = read_layer_config(config, family)
     shape, same = shapes[0], len(set(shapes)) == 1
+    # An odd width of experts needs our class, which keeps transformers from a product that cannot have it.
+    if family.experts is not None and shape.channels % GROUPED_WIDTH:
+        return
     explicit = getattr(config, "head_dim", None) is not None and config.hidden_size % shape.heads == 0
     if same and (explicit or shape.heads == getattr(config, family.heads)):
         config.per_layer_config = None

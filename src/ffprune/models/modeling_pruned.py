@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+GROUPED_WIDTH = 8
+"""Channels of an expert come in such steps in torch's grouped product: 16 bytes, and 2 bytes a weight."""
+
 
 def pruned(base: type[nn.Module], layout: Mapping[str, Any]) -> type[nn.Module]:
     """A class like ``base`` whose layers are as wide as the config's ``per_layer_config`` says.
@@ -22,7 +25,7 @@ def pruned(base: type[nn.Module], layout: Mapping[str, Any]) -> type[nn.Module]:
         layout: where its ``layers`` and their ``attention`` are; its ``linears`` (path inside a layer -> the roles
             whose rows it has, whether these alternate head by head, whether the weight is transposed); how its config
             calls ``heads``, ``kv_heads`` and ``ffn_width``, and the attention module the width of a head
-            (``head_dim``); which ``attributes`` the attention reads.
+            (``head_dim``); which ``attributes`` the attention reads; where a layer's ``experts`` are, if it has any.
     """
 
     class Pruned(base):  # type: ignore[misc, valid-type]  # which class that is, is what this function is about
@@ -85,7 +88,7 @@ def tell(attention: Any, layout: Mapping[str, Any], heads: int, groups: int) -> 
         attention.config = shared if same else LayerConfig(shared, {setting: facts[fact]})
 
 
-def narrow(model: nn.Module, shapes: Sequence[tuple[int, int, int]], layout: Mapping[str, Any]) -> None:
+def narrow(model: Any, shapes: Sequence[tuple[int, int, int]], layout: Mapping[str, Any]) -> None:
     """Give the layers of a model that still has its global widths their own, in place; first rows and columns stay.
 
     Args:
@@ -124,7 +127,28 @@ def narrow(model: nn.Module, shapes: Sequence[tuple[int, int, int]], layout: Map
                 wanted, present = [sum(wanted)], [whole]
             if wanted != present:
                 _narrow_linear(linear, present, wanted, columns, facts["transposed"])
+        if layout["experts"] is not None:
+            experts: Any = layer.get_submodule(layout["experts"])
+            whole = experts.down_proj.shape[2]
+            if width > whole:
+                raise ValueError(
+                    f"layer {number}, an expert is to be {width} wide, and the model's own width is {whole}"
+                )
+            if width < whole:
+                _narrow_experts(experts, whole, width)
+            # transformers' default product cannot have this width.
+            if width % GROUPED_WIDTH and model.config._experts_implementation == "grouped_mm":
+                model.set_experts_implementation("eager")
         tell(attention, layout, heads, groups)
+
+
+def _narrow_experts(experts: Any, present: int, wanted: int) -> None:
+    def first(tensor: torch.Tensor, dim: int) -> nn.Parameter:
+        pieces = [part.narrow(dim, 0, wanted) for part in torch.split(tensor, present, dim)]
+        return nn.Parameter(torch.cat(pieces, dim).detach(), requires_grad=tensor.requires_grad)
+
+    experts.gate_up_proj, experts.down_proj = first(experts.gate_up_proj, 1), first(experts.down_proj, 2)
+    experts.intermediate_dim = wanted
 
 
 def query_width(layer: nn.Module, layout: Mapping[str, Any]) -> int:

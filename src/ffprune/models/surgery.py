@@ -53,7 +53,7 @@ class UnitWeights:
         """The first ``kept`` granules, where they lie in one run as views that share this object's storage.
 
         With granules ordered by importance once (:meth:`select`), every retention is such a prefix, and a
-        search trial copies nothing but query heads, whose parts lie apart.
+        search trial copies nothing but query heads and experts, whose parts lie apart.
         """
         if not 0 <= kept <= self.granules:
             raise ParameterError(

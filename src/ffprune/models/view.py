@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
+from ffprune.core.gram import Gram
 from ffprune.core.units import Kind, Unit
+from ffprune.models.experts import ExpertLinear, gather_experts
 from ffprune.models.families import Family, family_of
 from ffprune.models.fused import take_apart
 from ffprune.models.modeling_pruned import tell
@@ -69,6 +71,21 @@ class UnitLinears:
         return {**self.inputs, self.last_role: self.last}
 
     @property
+    def blocks(self) -> int:
+        """Blocks on the diagonal of the Gram of ``last``: one an expert, between which nothing is kept; else 1."""
+        return self.last.experts if isinstance(self.last, ExpertLinear) else 1
+
+    @property
+    def per_token(self) -> int:
+        """Of ``blocks``, those that a token goes through."""
+        return self.last.per_token if isinstance(self.last, ExpertLinear) else 1
+
+    @property
+    def gram_size(self) -> int:
+        """Numbers in the whole Gram of ``last``."""
+        return self.last.in_features**2 // self.blocks
+
+    @property
     def granules(self) -> int:
         """Granules the unit has now."""
         return self.last.in_features // self.width[self.last_role]
@@ -103,7 +120,10 @@ class Block:
         self.layer, self.index, self._granule = layer, index, granule
         for fusion in family.fused:
             _submodule(layer, fusion.path, family)
+        if family.experts is not None:
+            _submodule(layer, family.experts.path, family)
         take_apart(layer, family)
+        gather_experts(layer, family)
         self.attention = _submodule(layer, family.attention, family)
         self.linears = {role: _linear(layer, path, family) for role, path in family.paths.items()}
         self.head_dim = int(getattr(self.attention, family.head_dim))
@@ -133,8 +153,8 @@ class Block:
 
     @property
     def channels(self) -> int:
-        """FFN channels now."""
-        return self.linears["down"].in_features
+        """FFN channels now; in every expert, where there are several."""
+        return self.unit_linears("ffn").granules
 
     def unit_linears(self, kind: Kind, granule: Heads | None = None) -> UnitLinears:
         """The linears of this layer's attention or FFN unit, for granules as the block has them or as named."""
@@ -152,7 +172,23 @@ class Block:
                 {"q": query, "k": self.head_dim, "v": self.head_dim, "o": query},
             )
         inputs = {role: self.linears[role] for role in self._ffn_inputs}
-        return UnitLinears(inputs, "down", self.linears["down"], dict.fromkeys((*inputs, "down"), 1))
+        # A channel of every expert.
+        last = self.linears["down"]
+        experts = last.experts if isinstance(last, ExpertLinear) else 1
+        return UnitLinears(inputs, "down", last, dict.fromkeys((*inputs, "down"), experts), runs=experts)
+
+    @property
+    def router_params(self) -> int:
+        """Weights of the router, a matrix product of its own; 0 without experts."""
+        experts = self._family.experts
+        return 0 if experts is None else sum(p.numel() for p in self.layer.get_submodule(experts.router).parameters())
+
+    def unreached(self, down: Gram) -> list[str]:
+        """Names of the experts that no token came to, by the Gram of their channels; none in a family without any."""
+        if self._family.experts is None:
+            return []
+        blocks = down.diag.chunk(self.unit_linears("ffn").blocks)
+        return [f"layers.{self.index}.experts.{i}" for i, block in enumerate(blocks) if not block.any()]
 
     def sync_heads(self) -> None:
         """Tell the attention module the head counts that its projections have now."""
@@ -168,7 +204,7 @@ class ModelView:
 
     Args:
         model: the model; what it computes is not changed, but fused linears (Phi-3, GPT-NeoX, GPT-2) are replaced by
-            their parts (:mod:`ffprune.models.fused`).
+            their parts (:mod:`ffprune.models.fused`), and experts by one wide FFN (:mod:`ffprune.models.experts`).
         heads: what a granule of attention is. A query head of every key/value group leaves keys, values and their cache
             as they are, and every group as many query heads as the others.
 
@@ -224,13 +260,14 @@ class ModelView:
 
         Its weights, and for attention the products of its query heads with ``context`` keys (scores) and as
         many values (their weighted sum): 2 * head_dim * heads * context. A prefill of n tokens, each of which attends
-        to those before it, comes to ``context`` = (n + 1) / 2 on average.
+        to those before it, comes to ``context`` = (n + 1) / 2 on average. Of experts, those count that a token visits.
         """
         heads = (block.groups if self.heads == "query" else block.heads_per_group for block, _ in self._kinds)
         products = [2 * block.head_dim * count * context for (block, _), count in zip(self._kinds, heads, strict=True)]
+        parts = [self.unit_linears(index) for index in range(len(self.units))]
         return [
-            unit.params_per_granule + (product if unit.kind == "attention" else 0)
-            for unit, product in zip(self.units, products, strict=True)
+            unit.params_per_granule * part.per_token // part.blocks + (product if unit.kind == "attention" else 0)
+            for unit, part, product in zip(self.units, parts, products, strict=True)
         ]
 
     @property

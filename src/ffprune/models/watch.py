@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ffprune.core.errors import NonFiniteLoss, ParameterError
 from ffprune.core.gram import Gram
+from ffprune.models.experts import add_inputs
 from ffprune.models.view import ModelView, UnitLinears
 
 
@@ -46,9 +47,9 @@ def watch(view: ModelView, layers: Iterable[int], full: Collection[str]) -> Iter
     """
     grams: dict[str, Gram] = {}
     hooks = []
-    for names in _shared_inputs(view, set(layers)):
+    for names, blocks in _shared_inputs(view, set(layers)):
         linear = view.prunable[names[0]]
-        gram = Gram.zeros(linear.in_features, any(name in full for name in names), linear.weight.device)
+        gram = Gram.zeros(linear.in_features, any(name in full for name in names), linear.weight.device, blocks)
         grams.update(dict.fromkeys(names, gram))
         hooks.append(linear.register_forward_pre_hook(_updater(gram)))
     with _hooked(grams, hooks):
@@ -133,12 +134,12 @@ def _weigher(
     return weigh
 
 
-def _shared_inputs(view: ModelView, layers: Collection[int]) -> list[tuple[str, ...]]:
-    """Names of linears that read the same input, input by input."""
+def _shared_inputs(view: ModelView, layers: Collection[int]) -> list[tuple[tuple[str, ...], int]]:
+    """Names of linears that read the same input, and the blocks of its Gram, input by input."""
     return [
-        tuple(f"layers.{layer}.{role}" for role in roles)
+        (tuple(f"layers.{layer}.{role}" for role in roles), blocks)
         for layer, parts in _units_of(view, layers)
-        for roles in (tuple(parts.inputs), (parts.last_role,))
+        for roles, blocks in ((tuple(parts.inputs), 1), ((parts.last_role,), parts.blocks))
     ]
 
 
@@ -152,8 +153,8 @@ def _units_of(view: ModelView, layers: Collection[int]) -> Iterator[tuple[int, U
 
 
 def _updater(gram: Gram) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def update(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        gram.update(inputs[0])
+    def update(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        add_inputs(gram, module, inputs)
 
     return update
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, UnsafeFile
 from ffprune.models.baichuan import unpacked
+from ffprune.models.experts import ExpertLinear, Place, place_of
 from ffprune.models.families import Family
 
 
@@ -147,6 +148,7 @@ def fill(
         devices: as :func:`placement` gives them.
         family: of the model.
         resting: module whose tensors stay mapped in their files, on the CPU and as they are stored; None for none.
+            Experts, which files hold one by one, are read into memory.
 
     Raises:
         CorruptModel: a file is damaged, or a tensor is missing, unexpected or of another shape.
@@ -157,12 +159,14 @@ def fill(
             with safe_open(file, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 - not a mapping
                     for part in unpacked(key, tensors.get_slice(key).get_shape()):
-                        if name := wanted.name_of(part.name, file):
-                            wanted.check_shape(name, part.shape, file)
+                        place = Place(part.name) if family.experts is None else place_of(part.name, family.experts)
+                        if name := wanted.name_of(place, file):
+                            wanted.check_shape(name, place.expert, part.shape, file)
                             tensor = tensors.get_tensor(key)[part.rows]
                             kind = dtype if tensor.is_floating_point() else tensor.dtype
                             rests = resting is not None and _covers(resting, name)
-                            wanted.put(name, tensor if rests else tensor.to(_device_of(name, devices), kind))
+                            found = tensor if rests else tensor.to(_device_of(name, devices), kind)
+                            wanted.put(name, place.expert, found)
         except SafetensorError as error:
             raise CorruptModel(
                 f"{file} cannot be read: {error}",
@@ -204,9 +208,12 @@ class _Wanted:
             self.aliases.setdefault(canonical, []).append(name)
             self.tensors[canonical] = tensor
         self.done: set[str] = set()
+        # Tensor of several experts -> those that have come.
+        self.come: dict[str, set[int]] = {}
 
-    def name_of(self, key: str, file: Path) -> str | None:
+    def name_of(self, place: Place, file: Path) -> str | None:
         """The canonical name of a tensor in a file; None for one that is not needed (again)."""
+        key = place.name
         # OPT and GPT-2 checkpoints of the bare decoder lack the causal-LM model's prefix.
         prefixed = f"{self.model.base_model_prefix}.{key}"
         name = self.canonical.get(self.renamed.get(key, key)) or self.canonical.get(prefixed)
@@ -219,24 +226,51 @@ class _Wanted:
                 f"A {type(self.model).__name__} of this config.json has no such tensor",
                 "Use config.json and weights of the same model, without quantisation or adapters",
             )
+        if place.expert is not None and place.expert >= (experts := self._experts(name).experts):
+            raise CorruptModel(
+                f"{file} has {name!r} of expert {place.expert}",
+                f"config.json says that there are {experts} experts",
+                "Use config.json and weights of the same model",
+            )
         return None if name in self.done else name
 
-    def check_shape(self, name: str, found: list[int], file: Path) -> None:
-        expected = list(self.tensors[name].shape)
-        if found != expected:
+    def _experts(self, name: str) -> ExpertLinear:
+        found = self.model.get_submodule(name.rpartition(".")[0])
+        assert isinstance(found, ExpertLinear)  # as its name says
+        return found
+
+    def check_shape(self, name: str, expert: int | None, found: list[int], file: Path) -> None:
+        tensor = self.tensors[name] if expert is None else self._experts(name).parts[expert]
+        if found != (expected := list(tensor.shape)):
+            of = "" if expert is None else f" of expert {expert}"
             raise CorruptModel(
-                f"{file} has {name!r} of shape {found}",
+                f"{file} has {name!r}{of} of shape {found}",
                 f"config.json (with its per_layer_config) says {expected}",
                 "Use config.json and weights of the same model",
             )
 
-    def put(self, name: str, tensor: Tensor) -> None:
+    def put(self, name: str, expert: int | None, tensor: Tensor) -> None:
+        """Set a tensor; or one expert's part of it, with room for the others when the first comes."""
+        if expert is None:
+            self._set(name, tensor)
+            self.done.add(name)
+            return
+        owner = self._experts(name)
+        if name not in self.come:
+            self._set(name, torch.empty_like(owner.weight, dtype=tensor.dtype, device=tensor.device))
+        come = self.come.setdefault(name, set())
+        with torch.no_grad():
+            owner.parts[expert].copy_(tensor)
+        come.add(expert)
+        if len(come) == owner.experts:
+            self.done.add(name)
+
+    def _set(self, name: str, tensor: Tensor) -> None:
         is_parameter = isinstance(self.tensors[name], nn.Parameter)
         value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
         for alias in self.aliases[name]:
             module, _, attribute = alias.rpartition(".")
             setattr(self.model.get_submodule(module), attribute, value)
-        self.done.add(name)
 
     def check_complete(self, path: Path) -> None:
         if missing := [name for name in self.tensors if name not in self.done]:

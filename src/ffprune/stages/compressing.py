@@ -7,6 +7,7 @@ from typing import Any
 
 from ffprune.compress import slicegpt, svd_llm, unstructured
 from ffprune.compress.cut import REPAIRS, cut
+from ffprune.compress.experts import check_experts
 from ffprune.compress.follow import follow
 from ffprune.compress.table import COMPRESSORS
 from ffprune.compress.unstructured import Quantisation, WeightPruning
@@ -38,6 +39,7 @@ def check_model(name: str, recipe: Recipe, view: ModelView) -> None:
     Raises:
         FfpruneError: a family that the compressor does not know, or that has no place for what is to be saved.
     """
+    check_experts(view, f"methods.{name}", recipe.compressor, recipe.repair, recipe.quantize is not None)
     if recipe.compressor == "slicegpt":
         slicegpt.check(view)
         slicegpt.dimensions(view.model.config.hidden_size, recipe.sparsity)
@@ -84,8 +86,8 @@ def compress(
         given = view, allocation, *text, recipe.criterion
         if recipe.repair == "stream":
             return {"dampings": follow(*given, study.damping, dtype, progress)}
-        cut(*given, recipe.repair or "none", study.damping, dense_inputs, dtype, progress)
-        return {}
+        unreached = cut(*given, recipe.repair or "none", study.damping, dense_inputs, dtype, progress)
+        return {"unreached_experts": unreached} if unreached else {}
     if recipe.compressor == "none" and recipe.quantize is None:
         return {}
     how = WeightPruning(

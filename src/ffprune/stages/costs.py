@@ -96,18 +96,26 @@ class _Shape:
         self.block = max(param_count(block.layer) for block in view.blocks)
         self.in_turn = params.compute.onload == "block"
         self.lasts = view.last_maps
-        self.widest = max(last.in_features for last in self.lasts)
+        parts = [view.unit_linears(index) for index in range(len(view.units))]
+        # Of a mixture's channels, a Gram relates those of an expert, and a token goes through those of a few experts.
+        self.blocks = [part.blocks for part in parts]
+        sides = [part.last.in_features // part.blocks for part in parts]
+        visited = [part.per_token / part.blocks for part in parts]
+        self.widest = max(sides)
+        self.channels = max(last.in_features * share for last, share in zip(self.lasts, visited, strict=True))
+        self.active = sum(unit.params * share for unit, share in zip(view.units, visited, strict=True))
         self.hidden = max(last.out_features for last in self.lasts)
         self.vocabulary = int(view.model.config.get_text_config().vocab_size)
-        self.squares = sum(last.in_features**2 for last in self.lasts)
-        self.cubes = sum(last.in_features**3 for last in self.lasts)
-        self.grams = 4 * self.squares
+        squares = [part.gram_size for part in parts]
+        self.squares = sum(square * share for square, share in zip(squares, visited, strict=True))
+        self.cubes = sum(square * side for square, side in zip(squares, sides, strict=True))
+        self.grams = 4 * sum(squares)
         # One layer's: the inputs of its two last maps.
-        self.layer_grams = 4 * max(a.in_features**2 + b.in_features**2 for a, b in pairwise(self.lasts))
+        self.layer_grams = 4 * max(map(sum, pairwise(squares)))
         self.maps = sum(4 * last.weight.numel() for last in self.lasts)
         self.logits = _HEAD_ROWS * self.vocabulary
         # A factorisation and a solution of every unit's repair.
-        self.solving = self.cubes / 3 + sum(last.out_features * last.in_features**2 for last in self.lasts)
+        self.solving = self.cubes / 3 + sum(p.last.out_features * p.gram_size for p in parts)
         bank = params.levels
         self.levels, _ = levels_within(view, bank.min_keep, bank.step, self.size, bank.gigabytes * 1e9)
         self.bank = bank_bytes(view, self.levels, self.size)
@@ -124,11 +132,11 @@ class _Shape:
 
     def forward(self, tokens: float, with_head: bool = True) -> float:
         """Multiply-adds of a forward pass."""
-        return tokens * (self.prunable + (self.hidden * self.vocabulary if with_head else 0))
+        return tokens * (self.active + (self.hidden * self.vocabulary if with_head else 0))
 
     def activations(self, tokens: int, layers: int = 1) -> float:
         """Hidden states, projections and FFN channels of a batch, in numbers."""
-        return float(tokens) * layers * (8 * self.hidden + 3 * self.widest)
+        return float(tokens) * layers * (8 * self.hidden + 3 * self.channels)
 
 
 def _calibrate(shape: _Shape, params: Params) -> Cost:
@@ -137,7 +145,9 @@ def _calibrate(shape: _Shape, params: Params) -> Cost:
     # Hidden states of all windows, at both ends of a layer, and once more while they are joined.
     streams = 3 * shape.size * tokens * shape.hidden
     # A Gram is checked for what is not finite by way of a copy and a half.
-    working = shape.layer_grams + 6 * shape.widest**2 + shape.size * shape.activations(batch) + 4 * batch * shape.widest
+    working = (
+        shape.layer_grams + 6 * shape.widest**2 + shape.size * shape.activations(batch) + 4 * batch * shape.channels
+    )
     return Cost(
         "calibrate",
         shape.loaded(shape.size) + streams + working,
@@ -183,8 +193,8 @@ def _levels(shape: _Shape, params: Params) -> Cost:
         shape.file + shape.grams,
         shape.held(4),
         single=sum(
-            last.out_features * sum((width * k) ** 2 for k in kept) / 2
-            for last, width, kept in zip(shape.lasts, widths, shape.levels, strict=True)
+            last.out_features * sum((width * k) ** 2 for k in kept) / (2 * blocks)
+            for last, width, blocks, kept in zip(shape.lasts, widths, shape.blocks, shape.levels, strict=True)
         ),
         double=shape.solving,
     )

@@ -17,6 +17,7 @@ from ffprune.allocate.request import Allocator, Decision, Evidence, Looked, Need
 from ffprune.allocate.search import Store
 from ffprune.compress import structured, unstructured
 from ffprune.compress.cut import rank_unit, reads_whole_gram
+from ffprune.compress.experts import check_experts
 from ffprune.compress.levels import Levels
 from ffprune.compress.table import Compressor
 from ffprune.core.budget import check_reachable
@@ -83,12 +84,14 @@ class Deciding:
         return self.view.units if self.rows[1].granularity == "structured" else self.view.weight_units
 
     def check(self) -> None:
-        """Refuse a sparsity out of reach and workers that cannot be hired, before any work.
+        """Refuse a sparsity out of reach, workers that cannot be hired and what experts cannot have, before any work.
 
         Raises:
-            FfpruneError: see :func:`ffprune.core.budget.check_reachable` and
-                :func:`ffprune.stages.cluster.check_installed`.
+            FfpruneError: see :func:`ffprune.core.budget.check_reachable`,
+                :func:`ffprune.stages.cluster.check_installed` and :func:`ffprune.compress.experts.check_experts`.
         """
+        recipe = self.recipe
+        check_experts(self.view, f"methods.{self.name}", recipe.compressor, recipe.repair, recipe.quantize is not None)
         if self.rows[0].searches:
             check_installed(self.workers)
         for sparsity in (self.recipe.sparsity, *([self.recipe.first.sparsity] if self.recipe.first else [])):

@@ -41,11 +41,19 @@ def outlier_shares(view: ModelView, calibration: Calibration, multiple: float) -
 
 
 def granule_scores(view: ModelView, calibration: Calibration) -> list[Floats]:
-    """FLAP: per structured unit, the fluctuation score of every input column of its last map, float64 ``[n]``."""
-    grams = last_grams(view, calibration, whole=False)
-    return [
-        wifv(linear.weight.detach(), gram).cpu().numpy() for linear, gram in zip(view.last_maps, grams, strict=True)
-    ]
+    """FLAP: per structured unit, the fluctuation score of every input column of its last map, float64 ``[n]``.
+
+    Columns are granule by granule; of experts, granule k is what comes k-th in each.
+    """
+    found = []
+    for index, gram in enumerate(last_grams(view, calibration, whole=False)):
+        parts = view.unit_linears(index)
+        scores = wifv(parts.last.weight.detach(), gram).cpu().view(parts.runs, parts.granules, -1)
+        # In every run another granule is the best, the second ...: they go together.
+        order = scores.sum(2).argsort(1, descending=True)
+        best_first = scores.gather(1, order[..., None].expand_as(scores)).transpose(0, 1)
+        found.append((best_first if parts.runs > 1 else scores).flatten().numpy())
+    return found
 
 
 def unit_curves(

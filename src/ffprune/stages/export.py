@@ -8,6 +8,7 @@ from pathlib import Path
 from ffprune.core.errors import ParameterError
 from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation
+from ffprune.export.experts import refuse_experts
 from ffprune.export.table import FORMATS, Format, Request
 from ffprune.stages import artifacts
 from ffprune.stages.origin import origin_of
@@ -32,6 +33,8 @@ def export_model(folder: Path, out: Path, to: str, kind: str | None = None, forc
     row = look_up(FORMATS, to, "--to")
     kind = _kind(row, to, kind)
     _check_out(row, folder, out, force)
+    if not row.experts:
+        refuse_experts(folder, to)
     with artifacts.atomic_dir(out) if row.folder else artifacts.atomic_file(out) as place:
         remarks = row.write(Request(folder, place, kind, origin_of(folder), _draw))
     files = [file for file in out.rglob("*") if file.is_file()] if row.folder else [out]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ffprune.compress.experts import check_experts
 from ffprune.compress.follow import follow
 from ffprune.core.ridge import repair
 from ffprune.core.units import Allocation
@@ -29,6 +30,9 @@ def run(ctx: StageContext) -> None:
     """
     params = ctx.params.ridge
     dense = dense_view(ctx, DTYPES["float32"])
+    for name, policies in params.repairs.items():
+        if policies:
+            check_experts(dense, "ridge.repairs", "slice", name)
     orders = read_orders(dense, ctx.path(ORDER), repaired=True)
     tokenizer = load_tokenizer(ctx.path(DENSE))
     storage = stored_dtype(ctx.path(DENSE))
