@@ -24,7 +24,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run table test check ui bench lock clean venv
+.PHONY: help run table test check docs ui bench lock clean venv
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -47,13 +47,17 @@ run: $(STAMP) ## Run the whole pipeline (only what is stale) and print the resul
 table: $(STAMP) ## Print the result table of the last run.
 	@$(BIN)/ffprune table
 
-check: $(STAMP) ## Format, lint, types, import contracts, fast tests: under 90 seconds. JOBS=n tests at once.
+check: $(STAMP) ## Format, lint, types, import contracts, documentation, fast tests. JOBS=n tests at once.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy flows/pipeline.py benchmarks/*.py
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(PYTEST) -m "not slow" $(ARGS)
+
+docs: $(STAMP) ## Build the documentation into site/; a broken link fails.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 test: check ## All tests: those of check, then the slow ones.
 	$(PYTEST) -m slow $(ARGS)
@@ -71,5 +75,5 @@ lock: $(STAMP) ## Resolve the dependencies anew into requirements.lock.
 	@sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
 
 clean: ## Remove caches of the tools and checkpoints; outputs, DVC's cache and .venv stay.
-	rm -rf .ckpt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build src/*.egg-info
+	rm -rf .ckpt site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build src/*.egg-info
 	find src tests flows -name __pycache__ -type d -prune -exec rm -rf {} +
