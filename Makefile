@@ -51,7 +51,7 @@ check: $(STAMP) ## Format, lint, types, import contracts, documentation, fast te
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy flows/pipeline.py benchmarks/*.py
+	$(BIN)/mypy flows/*.py benchmarks/*.py
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -7,33 +7,41 @@ DVC's cache has the outputs), Completed (ran), Failed (with the stage's own mess
 
 from __future__ import annotations
 
-import os
+import atexit
 import sys
 import threading
+from collections import Counter
+from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+from run_page import Bars, show_outcomes, show_results
 
-from ffprune.stages.artifacts import read_json
+from ffprune.core.errors import FfpruneError, MissingInput
+from ffprune.stages.devices import Slots, slots_of
 from ffprune.stages.environment import share_of_threads
-from ffprune.stages.execution import Outcome, summarise_execution
+from ffprune.stages.exclusive import only_run
+from ffprune.stages.execution import SETTLED, Outcome, summarise_execution
 from ffprune.stages.graph import Plan, read_plan
+from ffprune.stages.lifeline import hasten_exit
 from ffprune.stages.params import load_params
 from ffprune.stages.progress import on_terminal
-from ffprune.stages.record import SUMMARY
-from ffprune.stages.reproduce import Output, end_all, reproduce
-from ffprune.stages.table import markdown
+from ffprune.stages.record import computes
+from ffprune.stages.reproduce import Output, Processes, reproduce
+from ffprune.stages.sections import Params
 from ffprune.stages.tracking import PARENT_VARIABLE, Store, open_store, start_parent, store_uri
 
 STATES: dict[Outcome, str] = {"cached": "Cached", "restored": "Restored", "ran": "Completed"}
+# Only what is likely to pass is tried again (exit_status.py): a network, a lock, lost workers.
+RETRY_AFTER_SECONDS = (5.0, 30.0)
 
 
 @dataclass
@@ -45,8 +53,12 @@ class Execution:
     parent: str
     force: bool
     workers: int
+    gpus: Slots
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
+    processes: Processes = field(default_factory=Processes)
+    bars: Bars = field(default_factory=Bars)
+    attempts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         # A semaphore, not the task runner's size: stages that are known to be unchanged need no slot.
@@ -60,22 +72,36 @@ class Execution:
         if unchanged and name not in self.plan.stale and not self.force:
             self.outcomes[name] = "cached"
         else:
-            with self.slots:
+            if self.attempts[name]:
+                # Not Prefect's own delay: that sleeps on behind a Ctrl-C.
+                self.processes.stopped.wait(RETRY_AFTER_SECONDS[self.attempts[name] - 1])
+            self.attempts[name] += 1
+            gpus = self.gpus if computes(name) else Slots([])
+            # The GPU first: who waits for one must not keep a place that a stage without GPU could have.
+            with gpus.taken() as device, self.slots:
                 done = reproduce(
                     name,
                     self.root,
                     Output(self._echo, lambda line: self._log(name, line)),
+                    self.processes,
                     force=self.force,
                     terminal=self.terminal,
-                    variables={PARENT_VARIABLE: self.parent, **share_of_threads(self.workers)},
+                    variables={PARENT_VARIABLE: self.parent, **share_of_threads(self.workers), **device},
                 )
             self.outcomes[name] = done.outcome
             if done.outcome == "failed":
                 self.messages[name] = done.message
-                return Failed(message=done.message)
+                return Failed(message=done.message, data=done.transient)
+            if done.outcome not in STATES:
+                return Cancelled(message=done.message)
+            self.messages.pop(name, None)  # of an attempt before
         title = STATES[self.outcomes[name]]
         print(f"{name}: {title}", flush=True)
         return Completed(name=title, message=f"{name}: {title}", data=self.outcomes[name])
+
+    def settled(self) -> set[str]:
+        """Stages that are up to date."""
+        return {name for name, outcome in self.outcomes.items() if outcome in SETTLED}
 
     def _echo(self, chunk: bytes) -> None:
         if self.terminal:
@@ -84,25 +110,46 @@ class Execution:
 
     def _log(self, name: str, line: str) -> None:
         get_run_logger().info(line)
+        self.bars.show(name, line)
         if not self.terminal:
             print(f"[{name}] {line}", flush=True)
 
 
 @flow(name="prune-pipeline", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)  # type: ignore[arg-type]
-def pipeline(stages: list[str] | None = None, force: bool = False, workers: int = 1) -> State[Any]:
-    """Bring the pipeline up to date in the current folder.
+def pipeline(
+    stages: list[str] | None = None,
+    force: bool = False,
+    workers: Annotated[int, Field(ge=1)] = 1,
+    folder: str = ".",
+) -> State[Any]:
+    """Bring the pipeline up to date.
 
     Args:
         stages: only these and what they need; everything when empty.
         force: run even what did not change.
         workers: stages that may run at the same time (they share this machine's cores).
+        folder: where the pipeline is: the project, or a study in it (studies/MODEL).
     """
-    root = Path.cwd()
-    tracking = load_params().tracking
-    store = open_store(tracking)
-    parent = start_parent(store, "ffprune run")
+    try:
+        if not (Path(folder) / "dvc.yaml").is_file():
+            raise MissingInput(
+                f"the pipeline in {Path(folder).absolute()} was to run",
+                "there is no dvc.yaml; the project's folder has one, and every study in studies/",
+                "change the parameter folder",
+            )
+        with chdir(folder), only_run(Path.cwd()):
+            return _run(stages or [], force, workers)
+    except FfpruneError as refusal:
+        return Failed(message=str(refusal))
+
+
+def _run(stages: list[str], force: bool, workers: int) -> State[Any]:
+    root, params = Path.cwd(), load_params()
+    gpus = Slots(slots_of(params.compute, params.workers))
+    plan = read_plan(root, stages)
+    store = open_store(params.tracking)
+    execution = Execution(root, plan, start_parent(store, "ffprune run"), force, workers, gpus)
     status = "FAILED"
-    execution = Execution(root, read_plan(root, stages or []), parent, force, workers)
 
     @task(cache_policy=NO_CACHE, persist_result=False)
     def stage(name: str, upstream: list[Outcome]) -> State[Any]:
@@ -110,9 +157,10 @@ def pipeline(stages: list[str] | None = None, force: bool = False, workers: int 
 
     try:
         futures: dict[str, Any] = {}
-        for name, needed in execution.plan.upstream.items():
+        for name, needed in plan.upstream.items():
             ready = [futures[up] for up in needed]
-            futures[name] = stage.with_options(name=name).submit(name, ready)
+            named = stage.with_options(name=name, retries=len(RETRY_AFTER_SECONDS), retry_condition_fn=_may_pass)
+            futures[name] = named.submit(name, ready)
         for name, future in futures.items():
             future.wait()
             # A stage that raised where no stage should: its state alone knows why.
@@ -122,27 +170,29 @@ def pipeline(stages: list[str] | None = None, force: bool = False, workers: int 
             status = "FINISHED"
     except BaseException:
         status = "KILLED"
-        end_all()
+        execution.processes.end()
         raise
     finally:
-        _record(execution, store, status, f"{store_uri(tracking)} run {parent}")
+        _record(execution, store, status, params)
     if status == "FINISHED":
         return Completed(message=_counts(execution))
     return Failed(message="; ".join(f"stage '{n}' failed: {m}" for n, m in execution.messages.items()))
 
 
-def _record(execution: Execution, store: Store, status: str, where: str) -> None:
+def _may_pass(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether a failed stage is worth another attempt; an exception (no stage's doing) is not."""
+    return state.data is True
+
+
+def _record(execution: Execution, store: Store, status: str, params: Params) -> None:
     """The outcome of every stage on the MLflow parent run; on Prefect's page when the flow was not killed."""
     outcomes: dict[str, Outcome] = {n: execution.outcomes.get(n, "not run") for n in execution.plan.upstream}
     rows = summarise_execution(store, execution.parent, outcomes)
     store.client.set_terminated(execution.parent, status)
-    if status == "KILLED":
-        return
-    create_table_artifact(rows, key="stages", description=f"What became of every stage. MLflow: {where}")
-    page = os.environ.get("FFPRUNE_MLFLOW_URL", "http://127.0.0.1:5000")
-    create_link_artifact(f"{page}/#/experiments/{store.experiment_id}/runs/{execution.parent}", key="mlflow-run")
-    if execution.outcomes.get("report") in STATES:
-        create_markdown_artifact(markdown(read_json(Path(SUMMARY))), key="results", description="metrics/summary.json")
+    if status != "KILLED":
+        run = f"experiments/{store.experiment_id}/runs/{execution.parent}"
+        show_outcomes(rows, f"{store_uri(params.tracking)} run {execution.parent}", run)
+        show_results(execution.settled())
 
 
 def _counts(execution: Execution) -> str:
@@ -160,4 +210,5 @@ def main(stages: Annotated[list[str] | None, typer.Argument()] = None, force: bo
 
 
 if __name__ == "__main__":
+    atexit.register(hasten_exit)
     typer.run(main)

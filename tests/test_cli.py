@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,12 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", ["ffprune", "table"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+def test_the_shell_can_complete_commands() -> None:
+    asked = {"_FFPRUNE_COMPLETE": "complete_bash", "COMP_WORDS": "ffprune rep", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['ffprune']; from ffprune.cli import main; main()"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **asked}
+    )
+    assert set(answer.stdout.split()) == {"report", "reproduce"}

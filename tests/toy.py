@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 REPO = Path(__file__).parent.parent
@@ -33,8 +34,7 @@ def make_repo(folder: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str = DIA
     Path("a.in").write_text("1")
     Path("c.in").write_text("1")
     shutil.copy(REPO / "params.yaml", folder / "params.yaml")
-    (folder / "flows").mkdir()
-    shutil.copy(REPO / "flows" / "pipeline.py", folder / "flows")
+    shutil.copytree(REPO / "flows", "flows", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
@@ -55,3 +55,11 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
             return True
         time.sleep(0.1)
     return condition()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process works; one that has ended and waits to be collected does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

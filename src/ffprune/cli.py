@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,12 @@ import typer
 
 from ffprune.core.errors import FfpruneError
 from ffprune.stages.environment import quieten
+from ffprune.stages.lifeline import die_with_parent, hasten_exit
 from ffprune.stages.record import DECIDE, METHOD, STAGES, Stage
 
 # Everything heavy is imported inside the commands: `ffprune --help` answers at once.
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Search how much of each layer of a language model can go, remove it, repair the rest.",
 )
@@ -39,6 +40,15 @@ def run(
     from ffprune.stages.launch import launch
 
     launch(stages or [], force, workers)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """Check versions, device, disk, remotes, servers and telemetry; say what to mend. Status 1 if a run would fail."""
+    from ffprune.stages.doctor import print_checks
+
+    if not print_checks(as_json):
+        sys.exit(1)
 
 
 @app.command()
@@ -72,6 +82,32 @@ def compare(model: Model = None, full: Full = False, show: Show = False, workers
 
     if not compare(model, full, 0 if show else workers):
         sys.exit(1)
+
+
+@app.command()
+def sweep(
+    models: Annotated[list[str] | None, typer.Option("--model", help="A profile; repeat for several.")] = None,
+    granularities: Annotated[
+        list[str] | None, typer.Option("--granularity", help="structured (as a rule), unstructured, 2:4, 4:8; repeat.")
+    ] = None,
+    sparsities: Annotated[
+        list[float] | None,
+        typer.Option("--sparsity", help="Removed / prunable; repeat. None: as `compare`."),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="One of `compare`; repeat. None: its short list."),
+    ] = None,
+    full: Full = False,
+    show: Show = False,
+    workers: Workers = 1,
+) -> None:
+    """Run methods on several models at several sparsities and granularities, each model in its study; one table."""
+    from ffprune.stages.sweep import run_sweep
+
+    run_sweep(
+        models or [], granularities or ["structured"], sparsities or [], methods or [], full, 0 if show else workers
+    )
 
 
 @app.command()
@@ -209,8 +245,6 @@ def params_list(
 
 def _stage_command(stage: Stage) -> Callable[[], None]:
     def command() -> None:
-        from ffprune.stages.lifeline import die_with_parent
-
         die_with_parent()
         from ffprune.stages.run import run_stage
 
@@ -239,12 +273,15 @@ for _stage in (DECIDE, METHOD):
 
 
 def main() -> None:
-    """Run a command; a refusal is one message and status 2, an unexpected error keeps its traceback."""
+    """Run a command; a refusal is one message and its status, an unexpected error keeps its traceback."""
     quieten()
+    atexit.register(hasten_exit)
     try:
         app()
     except FfpruneError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        from ffprune.stages.exit_status import status_of
+
+        sys.exit(status_of(error))
     except KeyboardInterrupt:
         sys.exit(130)

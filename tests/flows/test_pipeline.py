@@ -7,16 +7,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ffprune.stages.environment import share_of_threads
+from ffprune.stages.exclusive import only_run
 from ffprune.stages.params import load_params
 from ffprune.stages.tracking import Store, open_store
-from tests.toy import make_repo, wait_until
+from tests.toy import alive, make_repo, wait_until
 
 MakeRepo = Callable[..., Path]
 COMMAND = [sys.executable, "-c", "from ffprune.cli import main; main()", "run"]
@@ -85,7 +86,7 @@ def test_states_tell_what_happened(make: MakeRepo) -> None:
 def test_a_failed_stage_fails_the_flow_with_its_own_message(make: MakeRepo) -> None:
     root = make()
     text = (root / "dvc.yaml").read_text()
-    refusing = 'echo "error: asked. possible. change." >&2; exit 2'
+    refusing = 'echo once >> attempts; echo "error: asked. possible. change." >&2; exit 2'
     (root / "dvc.yaml").write_text(text.replace('"cat a.txt > c.txt; echo c >> c.txt"', f"'{refusing}'"))
     answer = run()
     assert answer.returncode == 1
@@ -94,14 +95,40 @@ def test_a_failed_stage_fails_the_flow_with_its_own_message(make: MakeRepo) -> N
     assert states(answer) == {"a": "Completed", "b": "Completed"}
     (tags,) = parents()[1]
     assert (tags["stage.c"], tags["stage.d"]) == ("failed", "not run")
+    # A refusal would be the same again.
+    assert Path("attempts").read_text() == "once\n"
+
+
+@pytest.mark.slow
+def test_what_may_pass_is_tried_again(make: MakeRepo) -> None:
+    lost = "test -f attempts && echo made > x; echo once >> attempts; test -f x || exit 75"
+    make(f'stages:\n  network: {{cmd: "{lost}", outs: [x]}}\n')
+    answer = run()
+    assert answer.returncode == 0, answer.stderr
+    assert states(answer) == {"network": "Completed"}
+    assert Path("attempts").read_text() == "once\n" * 2
+    (tags,) = parents()[1]
+    assert tags["stage.network"] == "ran"
+
+
+@pytest.mark.slow
+def test_a_run_beside_another_is_refused(make: MakeRepo) -> None:
+    root = make()
+    with only_run(root):
+        answer = run()
+    assert answer.returncode == 1
+    assert f"where process {os.getpid()} is running the pipeline" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not Path("a.txt").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_flow_leaves_no_stage_behind(make: MakeRepo, number: signal.Signals) -> None:
     tie = "from ffprune.stages.lifeline import die_with_parent as d; d(); import time; time.sleep(200)"
-    command = f"echo $$ > pid; exec {sys.executable} -c '{tie}'"
-    make(f'stages:\n  slow: {{cmd: "{command}", outs: [x]}}\n')
+    command = f"echo $$ >> pids; exec {sys.executable} -c '{tie}'"
+    # Two that need nothing of each other: the one that waits for its turn must not begin.
+    make(f'stages:\n  one: {{cmd: "{command}", outs: [x]}}\n  two: {{cmd: "{command}", outs: [y]}}\n')
     # A test run started in the background ignores SIGINT, and so would everything that it starts.
     process = subprocess.Popen(
         COMMAND,
@@ -109,13 +136,18 @@ def test_a_stopped_flow_leaves_no_stage_behind(make: MakeRepo, number: signal.Si
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert wait_until(lambda: Path("pid").exists() and Path("pid").read_text() != "", 120)
-    stage = psutil.Process(int(Path("pid").read_text()))
+    assert wait_until(lambda: Path("pids").exists() and Path("pids").read_text() != "", 120)
+    stage = int(Path("pids").read_text())
+    time.sleep(3)  # it ties itself to its parent once Python is up
     os.kill(process.pid, number)
-    _, left = psutil.wait_procs([stage], timeout=20)
-    assert not left
+    ended = wait_until(lambda: not alive(stage), 2)
     process.wait(60)
+    assert ended
     assert process.returncode != 0
+    assert len(Path("pids").read_text().split()) == 1
+    if number == signal.SIGINT:
+        (tags,) = parents()[1]
+        assert {tags["stage.one"], tags["stage.two"]} == {"stopped", "not run"}
 
 
 def test_stages_at_once_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,14 @@ def test_without_a_terminal_a_long_loop_prints_little(
         "search: 80/100, 20 s, 5 s left reward 0.1235",
         "search: 100/100, 25 s, 0 s left reward 0.1235",
     ]
+    assert progress.read_line(lines[1]) == progress.Step("search", 80, 100, "reward 0.1235")
+    assert progress.read_line("Running stage 'search':") is None
+
+
+def test_a_line_without_values_or_estimate_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.Progress(4, "search 0.2: resumed", done=3):
+        pass
+    assert progress.read_line(capsys.readouterr().err.strip()) == progress.Step("search 0.2: resumed", 3, 4, "")
 
 
 def test_on_a_terminal_there_is_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,11 @@ import sys
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ffprune.stages.lifeline import STARTER_VARIABLE
-from ffprune.stages.reproduce import Output, Reproduced, end_all, failure_message, reproduce
-from tests.toy import make_repo, wait_until
+from ffprune.stages.reproduce import Output, Processes, Reproduced, failure_message, is_transient, reproduce
+from tests.toy import alive, make_repo, wait_until
 
 SLEEPER = f"stages:\n  slow: {{cmd: exec {sys.executable} sleeper.py, deps: [sleeper.py], outs: [x]}}\n"
 # The stage ties itself to its parent as `ffprune STAGE` does.
@@ -31,10 +30,6 @@ def quiet() -> Output:
     return Output(lambda chunk: None, lambda line: None)
 
 
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
 def stage_pid() -> int:
     assert wait_until(lambda: Path("pid").exists() and Path("pid").read_text() != "", 30)
     return int(Path("pid").read_text())
@@ -43,26 +38,37 @@ def stage_pid() -> int:
 @pytest.mark.slow
 def test_ran_cached_restored_and_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_repo(tmp_path, monkeypatch)
-    assert reproduce("a", root, quiet()) == Reproduced("ran")
-    assert reproduce("a", root, quiet()) == Reproduced("cached")
+    assert reproduce("a", root, quiet(), Processes()) == Reproduced("ran")
+    assert reproduce("a", root, quiet(), Processes()) == Reproduced("cached")
     Path("a.in").write_text("2")
-    assert reproduce("a", root, quiet()) == Reproduced("ran")
+    assert reproduce("a", root, quiet(), Processes()) == Reproduced("ran")
     Path("a.in").write_text("1")
-    assert reproduce("a", root, quiet()) == Reproduced("restored")
-    assert reproduce("a", root, quiet(), force=True) == Reproduced("ran")
+    assert reproduce("a", root, quiet(), Processes()) == Reproduced("restored")
+    assert reproduce("a", root, quiet(), Processes(), force=True) == Reproduced("ran")
 
 
 @pytest.mark.slow
 def test_a_failed_stage_gives_its_own_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = "stages:\n  bad: {cmd: 'echo \"error: asked. possible. change.\" >&2; exit 2', outs: [x]}\n"
     root = make_repo(tmp_path, monkeypatch, command)
-    assert reproduce("bad", root, quiet()) == Reproduced("failed", "asked. possible. change.")
+    assert reproduce("bad", root, quiet(), Processes()) == Reproduced("failed", "asked. possible. change.")
 
 
 def test_an_unexpected_error_gives_the_last_line_of_its_traceback() -> None:
     lines = ["Traceback (most recent call last):", "ValueError: no", "ERROR: failed to reproduce 'x'"]
     assert failure_message(lines) == "ValueError: no"
     assert failure_message(lines[2:]) == "ERROR: failed to reproduce 'x'"
+
+
+def test_what_may_pass_is_told_from_what_would_end_alike() -> None:
+    def ended(status: int) -> list[str]:
+        return [f"ERROR: failed to reproduce 'x': failed to run: ffprune x, exited with {status}"]
+
+    assert is_transient(ended(75))
+    assert is_transient(["ERROR: 'data/x' is busy, it is being blocked by:"])
+    assert not any(is_transient(ended(status)) for status in (1, 2, 137, 143, 250))
+    # A stage that only speaks of such a status does not have it.
+    assert not is_transient(["something, exited with 75", *ended(2)])
 
 
 def test_output_is_echoed_raw_and_logged_by_line() -> None:
@@ -81,13 +87,16 @@ def test_ending_all_ends_the_stage_too(tmp_path: Path, monkeypatch: pytest.Monke
     root = make_repo(tmp_path, monkeypatch, SLEEPER)
     Path("sleeper.py").write_text(SLEEPING)
     found: list[Reproduced] = []
-    thread = threading.Thread(target=lambda: found.append(reproduce("slow", root, quiet())))
+    processes = Processes()
+    thread = threading.Thread(target=lambda: found.append(reproduce("slow", root, quiet(), processes)))
     thread.start()
     pid = stage_pid()
-    end_all()
+    processes.end()
     thread.join(20)
-    assert [done.outcome for done in found] == ["failed"]
+    assert [done.outcome for done in found] == ["stopped"]
     assert not alive(pid)
+    # What waited for its turn does not begin behind it.
+    assert reproduce("slow", root, quiet(), processes).outcome == "not run"
 
 
 @pytest.mark.slow
@@ -98,8 +107,8 @@ def test_a_killed_flow_leaves_no_orphan(
     make_repo(tmp_path, monkeypatch, SLEEPER)
     Path("sleeper.py").write_text(SLEEPING)
     flow = (
-        "from pathlib import Path; from ffprune.stages.reproduce import Output, reproduce;"
-        "reproduce('slow', Path.cwd(), Output(lambda chunk: None, lambda line: None))"
+        "from pathlib import Path; from ffprune.stages.reproduce import Output, Processes, reproduce;"
+        "reproduce('slow', Path.cwd(), Output(lambda chunk: None, lambda line: None), Processes())"
     )
     process = subprocess.Popen([sys.executable, "-c", flow])
     pid = stage_pid()

@@ -51,14 +51,14 @@ def files(folder: Path) -> dict[str, Any]:
 
 
 def test_a_study_has_the_methods_of_what_was_asked_and_keeps_what_people_changed(project: Path) -> None:
-    name, folder = study._open("tiny", exhibit("ms-table-1").recipes(False))
+    name, folder = study.open_study("tiny", exhibit("ms-table-1").recipes(False))
     assert (name, folder) == ("tiny", Path("studies/tiny"))
     first = files(folder)
     assert set(first["params.yaml"]["methods"]) == set(exhibit("ms-table-1").recipes(False))
     load_params(folder / "params.yaml")
     text = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(text.replace("min_keep: 0.05", "min_keep: 0.07  # mine"))
-    study._open("tiny", exhibit("ms-table-2").recipes(False))
+    study.open_study("tiny", exhibit("ms-table-2").recipes(False))
     later = files(folder)
     assert later["params.yaml"]["study"]["min_keep"] == 0.07
     assert "# mine" in (folder / "params.yaml").read_text()
@@ -66,7 +66,7 @@ def test_a_study_has_the_methods_of_what_was_asked_and_keeps_what_people_changed
     assert later["dvc.yaml"] == first["dvc.yaml"]
     # A table that asks for more than perplexity adds to what is measured, and one that does not takes nothing away.
     for table in ("ms-table-3", "ms-table-2"):
-        study._open("tiny", exhibit(table).recipes(False))
+        study.open_study("tiny", exhibit(table).recipes(False))
         asked = files(folder)["params.yaml"]["methods"]
         assert {name for name, recipe in asked.items() if recipe["zero_shot"]} == set(
             exhibit("ms-table-3").recipes(False)
@@ -90,7 +90,7 @@ def test_a_studys_pipeline_finds_its_code_and_every_text(project: Path) -> None:
 
 def test_studies_share_the_projects_documents_of_tasks(project: Path) -> None:
     recipes = exhibit("ms-table-1").recipes(False)
-    _, folder = study._open("tiny", recipes)
+    _, folder = study.open_study("tiny", recipes)
     shared = Path("data/zero_shot")
     assert list(shared.iterdir()) == []  # made, since a method depends on it; the hub is asked then
     data = load_params(folder / "params.yaml").study.zero_shot.data
@@ -100,11 +100,11 @@ def test_studies_share_the_projects_documents_of_tasks(project: Path) -> None:
     # Later the study's own word counts, and an absolute path is as good in a study as in the project.
     text = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(text.replace(data, "elsewhere"))
-    study._open("tiny", recipes)
+    study.open_study("tiny", recipes)
     assert load_params(folder / "params.yaml").study.zero_shot.data == "elsewhere"
     shutil.rmtree(folder)
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("data/zero_shot", "/far/away"))
-    study._open("tiny", recipes)
+    study.open_study("tiny", recipes)
     assert load_params(folder / "params.yaml").study.zero_shot.data == "/far/away"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from ffprune.stages.artifacts import write_json
 from ffprune.stages.execution import close_dvc_execution, summarise_execution
 from ffprune.stages.record import STAGES, stage_named
 from ffprune.stages.sections import Tracking
-from ffprune.stages.tracking import Parent, StageRun, Store, TrackingUnavailable, open_store, start_parent
+from ffprune.stages.tracking import Parent, StageRun, Store, TrackingBusy, TrackingUnavailable, open_store, start_parent
 from tests.toy import isolate, wait_until
 
 SETTINGS = Tracking(experiment="test", uri=None)
@@ -151,6 +153,14 @@ def test_an_unusable_address_is_refused_before_work(tmp_path: Path, monkeypatch:
     isolate(monkeypatch)
     with pytest.raises(TrackingUnavailable, match=r"set tracking\.uri"):
         open_store(Tracking(experiment="test", uri="nonsense://host"))
+
+
+@pytest.mark.slow
+def test_a_locked_database_is_a_refusal_that_may_pass(store: Store, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TrackingBusy, match="database is locked"):
+            open_store(SETTINGS)
 
 
 def test_a_store_that_fails_later_costs_the_record_only(

@@ -6,14 +6,18 @@ import os
 import urllib.request
 from pathlib import Path
 
-_QUIET = {
+#: What keeps libraries from reporting home.
+QUIET_REPORTS = {
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+}
+_QUIET = {
+    **QUIET_REPORTS,
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     # Workers without a GPU see what this process sees; Ray would warn that this is to become its default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Threads that wait must not spin: beside other work, spinning made the many small products ten times slower.

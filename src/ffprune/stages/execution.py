@@ -10,7 +10,7 @@ from ffprune.stages.artifacts import read_json
 from ffprune.stages.record import DOWNLOADED, STAGES, SUMMARY, Stage
 from ffprune.stages.tracking import Store
 
-Outcome = Literal["ran", "restored", "cached", "failed", "not run"]
+Outcome = Literal["ran", "restored", "cached", "failed", "stopped", "not run"]
 SETTLED: tuple[Outcome, ...] = ("ran", "restored", "cached")
 """The stage's outputs are there and are those of its inputs."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ffprune.core.errors import ParameterError
 
@@ -43,6 +46,38 @@ def read_plan(root: Path, targets: Sequence[str] = ()) -> Plan:
     # DVC names the stages of other folders PATH:NAME.
     wanted = _with_ancestors(targets or [name for name in order if ":" not in name], upstream)
     return Plan({n: upstream[n] for n in order if n in wanted}, frozenset(stale & wanted))
+
+
+def reach_remotes(root: Path, seconds: float) -> dict[str, str]:
+    """Ask every remote of the repository whether it is there: name -> what is wrong, empty when nothing is.
+
+    Args:
+        root: the repository.
+        seconds: to wait for each.
+    """
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        answers = {}
+        for name in repo.config["remote"]:
+            # A daemon thread: a store that never answers must not keep the process from ending.
+            told: queue.Queue[str] = queue.Queue()
+            threading.Thread(target=lambda to, of: to.put(_reach(repo, of)), args=(told, name), daemon=True).start()
+            try:
+                answers[name] = told.get(timeout=seconds)
+            except queue.Empty:
+                answers[name] = f"no answer within {seconds:g} s"
+    return answers
+
+
+def _reach(repo: Any, name: str) -> str:
+    try:
+        remote = repo.cloud.get_remote(name)
+        if remote.fs.exists(remote.path):
+            return ""
+        return f"{remote.path} is not there (the first push makes it, if its place can be written)"
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _with_ancestors(targets: Sequence[str], upstream: dict[str, tuple[str, ...]]) -> set[str]:

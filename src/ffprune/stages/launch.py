@@ -21,6 +21,7 @@ from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.tracking import open_store, start_parent
 
 FLOW = Path("flows") / "pipeline.py"
+SWEEP = Path("flows") / "sweep.py"
 
 
 def launch(targets: Sequence[str], force: bool, workers: int) -> None:
@@ -52,8 +53,17 @@ def record_unchanged(plan: Plan) -> None:
     store.client.set_terminated(parent, "FINISHED")
 
 
+def launch_sweep(words: Sequence[str]) -> NoReturn:
+    """Start the flow of a sweep with these words of a command line; its studies are there and checked."""
+    prepare_prefect(Path.cwd())
+    _become([str(SWEEP), *words])
+
+
 def _hand_over(project: Path, targets: Sequence[str], force: bool, workers: int) -> NoReturn:
-    words = [sys.executable, str(project / FLOW), "--workers", str(workers), *(["--force"] if force else []), *targets]
+    _become([str(project / FLOW), "--workers", str(workers), *(["--force"] if force else []), *targets])
+
+
+def _become(words: Sequence[str]) -> NoReturn:
     # Replacing this process keeps signals and exit status simple: there is no one in between.
     sys.stdout.flush()
-    os.execv(sys.executable, words)
+    os.execv(sys.executable, [sys.executable, *words])

@@ -7,6 +7,7 @@ DVC does not pass signals on, so a killed ``dvc`` would leave its stage writing 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -30,6 +31,15 @@ def die_with_parent() -> None:
     if os.getppid() != parent:
         # It ended before the kernel was asked, so no signal will come.
         sys.exit(128 + signal.SIGTERM)
+
+
+def hasten_exit() -> None:
+    """Leave what this process holds to the kernel; files and servers are still closed, by their own handlers.
+
+    Without it Python takes apart every object of torch and transformers first, for seconds behind a Ctrl-C.
+    """
+    gc.disable()
+    gc.freeze()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

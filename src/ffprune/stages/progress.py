@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 # The flow reads a stage's output through a pipe; by this variable it says that a terminal is behind it.
 TERMINAL_VARIABLE = "FFPRUNE_TERMINAL"
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+_LINE = re.compile(r"(?P<what>.+): (?P<done>\d+)/(?P<total>\d+), \d+ s(, \d+ s left)?(?P<shown> .*)?")
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a loop has come, as its plain line says it; ``shown`` is what stands behind the numbers."""
+
+    what: str
+    done: int
+    total: int
+    shown: str
+
+
+def read_line(line: str) -> Step | None:
+    """The step that a plain line of :class:`Progress` tells of; None for any other line."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return None
+    return Step(found["what"], int(found["done"]), int(found["total"]), (found["shown"] or "").strip())
 
 
 def on_terminal() -> bool:

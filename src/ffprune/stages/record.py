@@ -252,6 +252,12 @@ METHOD = Stage(
 )
 
 
+def computes(name: str) -> bool:
+    """Whether a stage works on ``compute.device``; ``name`` may be that of an entry (``method@NAME``)."""
+    kind = name.partition("@")[0]
+    return any(stage.name == kind and "compute" in stage.params for stage in (*STAGES, DECIDE, METHOD))
+
+
 def stage_named(name: str) -> Stage:
     """The record of a stage."""
     return next(stage for stage in STAGES if stage.name == name)

@@ -18,21 +18,67 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ffprune.stages.execution import Outcome
+from ffprune.stages.exit_status import TRY_AGAIN
 from ffprune.stages.lifeline import STARTER_VARIABLE
 from ffprune.stages.progress import TERMINAL_VARIABLE
 
 _GRACE_SECONDS = 10.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_live: set[subprocess.Popen[bytes]] = set()
-_live_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """What became of a stage, and the stage's own message when it failed."""
+    """What became of a stage; when it came to no result, why not, and whether another attempt may help."""
 
     outcome: Outcome
     message: str = ""
+    transient: bool = False
+
+
+class Processes:
+    """The stages that a run has started and not yet seen end.
+
+    Attributes:
+        stopped: set once :meth:`end` was called.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._live: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def start(self, words: list[str], root: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
+        """Start a process in a session of its own, its output in one pipe.
+
+        None when the run was stopped: a stage that waited for its turn must not begin behind a Ctrl-C.
+        """
+        with self._lock:
+            if self.stopped.is_set():
+                return None
+            process = subprocess.Popen(
+                words,
+                cwd=root,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._live.add(process)
+        return process
+
+    def forget(self, process: subprocess.Popen[bytes]) -> None:
+        """It has ended."""
+        with self._lock:
+            self._live.discard(process)
+
+    def end(self) -> None:
+        """End every process, with all that it has started."""
+        with self._lock:
+            self.stopped.set()
+            processes = list(self._live)
+        for process in processes:
+            _end(process)
 
 
 class Output:
@@ -67,6 +113,7 @@ def reproduce(
     name: str,
     root: Path,
     output: Output,
+    processes: Processes,
     *,
     force: bool = False,
     terminal: bool = False,
@@ -80,17 +127,9 @@ def reproduce(
     words = [sys.executable, "-m", "ffprune.stages.lifeline", "--wait-for-lock", "repro", "--single-item"]
     environment = {**os.environ, **(variables or {}), TERMINAL_VARIABLE: "1" if terminal else "0"}
     environment[STARTER_VARIABLE] = str(os.getpid())
-    process = subprocess.Popen(
-        [*words, *(["--force"] if force else []), name],
-        cwd=root,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    with _live_lock:
-        _live.add(process)
+    process = processes.start([*words, *(["--force"] if force else []), name], root, environment)
+    if process is None:
+        return Reproduced("not run", "the run was stopped before this stage began")
     try:
         assert process.stdout is not None
         while chunk := os.read(process.stdout.fileno(), 65536):
@@ -103,10 +142,11 @@ def reproduce(
     finally:
         if process.stdout is not None:
             process.stdout.close()
-        with _live_lock:
-            _live.discard(process)
+        processes.forget(process)
+    if status != 0 and processes.stopped.is_set():
+        return Reproduced("stopped", "the run was stopped while this stage ran")
     if status != 0:
-        return Reproduced("failed", failure_message(output.lines))
+        return Reproduced("failed", failure_message(output.lines), is_transient(output.lines))
     return Reproduced(classify(name, output.lines))
 
 
@@ -136,12 +176,14 @@ def failure_message(lines: list[str]) -> str:
     return (raised or dvc or lines or ["no output"])[-1]
 
 
-def end_all() -> None:
-    """End every stage that this process started."""
-    with _live_lock:
-        processes = list(_live)
-    for process in processes:
-        _end(process)
+def is_transient(lines: list[str]) -> bool:
+    """Whether the same command may go well later: the stage said so by its status, or DVC's locks were taken.
+
+    A refusal (status 2), an unexpected error and a stage that was killed are not: they would end alike.
+    """
+    dvc = [line for line in lines if line.startswith("ERROR: ")]
+    said = (f", exited with {TRY_AGAIN}", "is busy, it is being blocked by", "Unable to acquire lock")
+    return any(phrase in line for line in dvc for phrase in said)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

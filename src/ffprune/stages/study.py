@@ -26,7 +26,7 @@ from ffprune.stages.exhibits.results import Result, Setting
 from ffprune.stages.params import PARAMS_FILE, load_params, validate
 from ffprune.stages.profiles import current_profile, profiles, with_profile
 from ffprune.stages.record import METHOD, TRACES
-from ffprune.stages.sections import Params
+from ffprune.stages.sections import Params, Tracking
 from ffprune.stages.tracking import open_store, start_parent
 
 FOLDER = Path("studies")
@@ -52,14 +52,14 @@ def reproduce_exhibit(name: str, model: str | None, full: bool, workers: int) ->
     """
     chosen = exhibit(name)
     recipes = chosen.recipes(full)
-    study, folder = _open(model, recipes)
+    study, folder = open_study(model, recipes)
     what, needed = f"{chosen.heading}: {chosen.title}, on {study}", ["sensitivity"] if chosen.traces else []
     done = not workers or _run(folder, what, chosen.minutes.of(full), workers, recipes, needed)
     traces = folder / TRACES
     shown = render(
         chosen,
-        _results(folder, recipes),
-        _setting(folder, study),
+        results_of(folder, recipes),
+        setting_of(folder, study),
         full,
         read_json(traces) if chosen.traces and traces.is_file() else (),
     )
@@ -71,16 +71,21 @@ def compare(model: str | None, full: bool, workers: int) -> bool:
     """Every method beside the others at equal removed parameters; arguments as :func:`reproduce_exhibit`."""
     methods = comparison_methods()
     recipes = methods.recipes(full)
-    study, folder = _open(model, recipes)
+    study, folder = open_study(model, recipes)
     what = f"{len(recipes)} methods on {study}"
     done = not workers or _run(folder, what, methods.minutes.of(full), workers, recipes)
     everything = load_params(folder / PARAMS_FILE).methods
-    _publish(folder, "comparison", comparison(_results(folder, everything), _setting(folder, study)))
+    _publish(folder, "comparison", comparison(results_of(folder, everything), setting_of(folder, study)))
     return done
 
 
-def _open(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path]:
-    """The study's name and folder, with these recipes among its methods."""
+def open_study(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path]:
+    """The study's name and folder, with these recipes among its methods.
+
+    Raises:
+        MissingInput: this is not the project's folder.
+        ParameterError: no such profile.
+    """
     if not Path("profiles").is_dir() or not Path("dvc.yaml").is_file():
         raise MissingInput(
             f"a study was to be made in {Path.cwd()}",
@@ -165,7 +170,7 @@ def _run(
     return subprocess.run(words, cwd=folder, check=False).returncode == 0
 
 
-def _results(folder: Path, names: Mapping[str, Any]) -> dict[str, Result]:
+def results_of(folder: Path, names: Mapping[str, Any]) -> dict[str, Result]:
     """What has been measured; perplexities get the dense model's beside them, where it was measured."""
     files = {name: folder / METHOD.of(name).metrics[0] for name in names}
     found: dict[str, Any] = {name: read_json(file) for name, file in files.items() if file.is_file()}
@@ -178,25 +183,36 @@ def _results(folder: Path, names: Mapping[str, Any]) -> dict[str, Result]:
     return found
 
 
-def _setting(folder: Path, study: str) -> Setting:
+def setting_of(folder: Path, study: str) -> Setting:
+    """What the results of a study have in common."""
     params = load_params(folder / PARAMS_FILE)
     return Setting(study, params.study.texts[next(iter(params.study.texts))], params.compute.dtype, params.seed)
 
 
 def _publish(folder: Path, name: str, shown: Rendered) -> None:
-    """Print the page, write it with its figure and its numbers, and give MLflow a run of it."""
-    place = folder / REPORTS / f"{name}.md"
+    tracking = load_params(folder / PARAMS_FILE).tracking
+    publish(folder / REPORTS / f"{name}.md", f"{name} {folder.name}", shown, tracking)
+
+
+def publish(place: Path, title: str, shown: Rendered, tracking: Tracking) -> None:
+    """Print the page, write it with its figure and its numbers, and give MLflow a run of it.
+
+    Args:
+        place: the page; numbers and figure stand beside it.
+        title: of the run.
+        shown: what to publish.
+        tracking: where runs are recorded.
+    """
     write_text(place, shown.markdown)
     if shown.rows:
         write_csv(place.with_suffix(".csv"), shown.rows)
     if shown.figure is not None:
         shown.figure.savefig(place.with_suffix(".png"), dpi=120)
-    tracking = load_params(folder / PARAMS_FILE).tracking
     store = open_store(tracking)
-    run = start_parent(store, f"{name} {folder.name}", {"ffprune.kind": "exhibit"})
-    store.client.log_text(run, shown.markdown, f"{name}.md")
+    run = start_parent(store, title, {"ffprune.kind": "exhibit"})
+    store.client.log_text(run, shown.markdown, place.name)
     if shown.figure is not None:
-        store.client.log_figure(run, shown.figure, f"{name}.png")
+        store.client.log_figure(run, shown.figure, f"{place.stem}.png")
     store.client.set_terminated(run, "FINISHED")
     print(shown.markdown)
     print(f"written: {place}")

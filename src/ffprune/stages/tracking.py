@@ -29,6 +29,10 @@ class TrackingUnavailable(FfpruneError):
     """The place where runs are recorded cannot be used."""
 
 
+class TrackingBusy(TrackingUnavailable):
+    """Another process holds the database's lock for longer than SQLite waits."""
+
+
 @dataclass(frozen=True)
 class Store:
     """An opened MLflow store and the experiment in it."""
@@ -60,7 +64,7 @@ def open_store(settings: Tracking) -> Store:
     """Connect, creating the database and the experiment when they are new.
 
     Raises:
-        TrackingUnavailable: the address cannot be used.
+        TrackingUnavailable: the address cannot be used (:class:`TrackingBusy`: not now).
     """
     # A dead server must be noticed in seconds; MLflow's own patience is minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -73,7 +77,8 @@ def open_store(settings: Tracking) -> Store:
             client = MlflowClient(tracking_uri=uri)
             return Store(client, _experiment(client, settings.experiment, uri))
     except Exception as error:
-        raise TrackingUnavailable(
+        refusal = TrackingBusy if "database is locked" in str(error) else TrackingUnavailable
+        raise refusal(
             f"runs were to be recorded at {uri}: {' '.join(str(error).split())[:300]}",
             "a database (sqlite:///...) or a running MLflow server (http://...) can be used",
             "set tracking.uri in params.yaml to null (SQLite in mlruns/) or to an address that answers",

@@ -1,0 +1,106 @@
+"""What Prefect's page of a run shows: outcomes, policies, how far a search is, the results, the way to MLflow."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from ffprune.core.units import Allocation
+from ffprune.stages.artifacts import read_json
+from ffprune.stages.policies import read_policy
+from ffprune.stages.progress import read_line
+from ffprune.stages.record import SEARCH_POLICY, SUMMARY, TRANSFER_POLICY
+from ffprune.stages.table import markdown
+
+_POLICIES = {"search": SEARCH_POLICY, "transfer": TRANSFER_POLICY}
+
+
+class Bars:
+    """A progress artifact for every loop of every stage, moved by the plain lines that stages print."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, UUID] = {}
+        self._lock = threading.Lock()
+
+    def show(self, stage: str, line: str) -> None:
+        """Move the bar that a line of output tells of; other lines are none of its business."""
+        step = read_line(line)
+        if step is None or not step.total:
+            return
+        share, text = 100 * step.done / step.total, f"{step.what}: {step.done} of {step.total} {step.shown}".rstrip()
+        key = slug(f"progress-{stage}")
+        with self._lock:
+            if key in self._known:
+                attempt(update_progress_artifact, self._known[key], share, text)
+            elif (made := attempt(create_progress_artifact, share, key, text)) is not None:
+                self._known[key] = made
+
+
+def show_outcomes(rows: Sequence[Mapping[str, Any]], where: str, link: str) -> None:
+    """The table of stages and the link to the run in MLflow.
+
+    Args:
+        rows: of :func:`ffprune.stages.execution.summarise_execution`.
+        where: the store and the run in it, for people without a server.
+        link: path of the run's page on the MLflow server.
+    """
+    attempt(create_table_artifact, list(rows), "stages", f"What became of every stage. MLflow: {where}")
+    page = os.environ.get("FFPRUNE_MLFLOW_URL", "http://127.0.0.1:5000")
+    attempt(create_link_artifact, f"{page}/#/{link}", key="mlflow-run")
+
+
+def show_results(settled: set[str]) -> None:
+    """Policies as tables and one figure, and the report's table; of the stages that are up to date."""
+    policies: dict[str, Allocation] = {}
+    for stage, file in _POLICIES.items():
+        if stage in settled:
+            allocation, facts = read_policy(Path(file))
+            target = f"{facts['sparsity_target']:g}"
+            policies[f"sparsity {target}"] = allocation
+            about = f"Sparsity {target}, found by {facts['source']}: how much of every unit stays"
+            attempt(create_table_artifact, allocation.to_rows(), f"policy-{stage}", about)
+    if policies:
+        attempt(create_image_artifact, _drawn(policies), "policy", "Retention per layer, attention above FFN")
+    if "report" in settled:
+        attempt(create_markdown_artifact, markdown(read_json(Path(SUMMARY))), "results", SUMMARY)
+
+
+def attempt(publish: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Publish something; None when Prefect cannot take it, which costs the page and not the work."""
+    try:
+        return publish(*arguments, **named)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        print(f"warning: Prefect's page lacks something: {type(error).__name__}: {reason}", file=sys.stderr)
+        return None
+
+
+def slug(name: str) -> str:
+    """A name as keys of artifacts are spelt: lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _drawn(policies: Mapping[str, Allocation]) -> str:
+    """The figure inside its own address: the page needs no server that has the file."""
+    from ffprune.stages import figures
+
+    out = io.BytesIO()
+    figures.policy(policies).savefig(out, format="png", dpi=80)
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
