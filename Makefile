@@ -24,7 +24,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run table test check docs ui bench lock clean venv
+.PHONY: help run table pull push test check docs ui bench lock clean venv
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -46,6 +46,14 @@ run: $(STAMP) ## Run the whole pipeline (only what is stale) and print the resul
 
 table: $(STAMP) ## Print the result table of the last run.
 	@$(BIN)/ffprune table
+
+pull: $(STAMP) ## Fetch the team's results and check every byte; `make run` then runs nothing. ARGS="-r REMOTE"
+	@$(BIN)/dvc pull --run-cache $(ARGS)
+	@$(BIN)/ffprune verify
+
+push: $(STAMP) ## Check this folder's results, then share them; commit dvc.lock after it. ARGS="-r REMOTE"
+	@$(BIN)/ffprune verify
+	@$(BIN)/dvc push --run-cache $(ARGS)
 
 check: $(STAMP) ## Format, lint, types, import contracts, documentation, fast tests. JOBS=n tests at once.
 	$(BIN)/ruff format --check .

@@ -59,6 +59,17 @@ def table() -> None:
     print_table()
 
 
+@app.command()
+def verify(
+    drop: Annotated[bool, typer.Option("--drop", help="Delete what is damaged, so that DVC gets it again.")] = False,
+) -> None:
+    """Compare all outputs and their cache entries with dvc.lock, byte by byte."""
+    from ffprune.stages.graph import cache_folder
+    from ffprune.stages.integrity import verify
+
+    verify(cache_folder(Path.cwd()), drop)
+
+
 Model = Annotated[str | None, typer.Option("--model", help="A profile; the one in params.yaml if none is named.")]
 Full = Annotated[
     bool, typer.Option("--full", help="The paper's size; the short one fits 20 minutes on two cores (--workers 2).")

@@ -21,6 +21,7 @@ INFRASTRUCTURE = {"ffprune/__init__.py", "ffprune/stages/__init__.py"} | {
         "environment",
         "execution",
         "graph",
+        "integrity",
         "launch",
         "lifeline",
         "lineage",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ffprune.core.errors import ParameterError
+from ffprune.core.errors import MissingInput, ParameterError
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,11 @@ def read_plan(root: Path, targets: Sequence[str] = ()) -> Plan:
 
     Raises:
         ParameterError: a target is no stage.
+        MissingInput: the folder lies in no git repository, and DVC was not told so.
     """
     import networkx as nx
-    from dvc.repo import Repo
 
-    with Repo(str(root), _wait_for_lock=True) as repo:
+    with _opened(root) as repo:
         # What `dvc add` made is data, not a stage. An edge u -> v says that u depends on v, so post-order puts v first.
         graph = repo.index.graph.subgraph([node for node in repo.index.graph if not node.is_data_source])
         order = [node.addressing for node in nx.dfs_postorder_nodes(graph)]
@@ -55,9 +59,7 @@ def reach_remotes(root: Path, seconds: float) -> dict[str, str]:
         root: the repository.
         seconds: to wait for each.
     """
-    from dvc.repo import Repo
-
-    with Repo(str(root)) as repo:
+    with _opened(root) as repo:
         answers = {}
         for name in repo.config["remote"]:
             # A daemon thread: a store that never answers must not keep the process from ending.
@@ -78,6 +80,33 @@ def _reach(repo: Any, name: str) -> str:
         return f"{remote.path} is not there (the first push makes it, if its place can be written)"
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def cache_folder(root: Path) -> Path:
+    """Where DVC's cache is.
+
+    Raises:
+        MissingInput: as :func:`read_plan`.
+    """
+    with _opened(root) as repo:
+        return Path(repo.cache.legacy.path)
+
+
+@contextmanager
+def _opened(root: Path) -> Iterator[Repo]:
+    from dvc.repo import Repo
+    from dvc.scm import SCMError
+
+    try:
+        repo = Repo(str(root), _wait_for_lock=True)
+    except SCMError as error:
+        raise MissingInput(
+            f"the pipeline was to be read in {root}",
+            f"DVC says: {error}",
+            "clone the project with git; or, for a copy of its files, 'dvc config --local core.no_scm true'",
+        ) from error
+    with repo:
+        yield repo
 
 
 def _with_ancestors(targets: Sequence[str], upstream: dict[str, tuple[str, ...]]) -> set[str]:

@@ -70,7 +70,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def input_hashes(deps: Iterable[str]) -> dict[str, str]:
     """DVC's hash of each input: from dvc.lock (the stages before have just written it), else computed."""
-    recorded = _recorded_hashes(Path("dvc.lock"))
+    recorded = recorded_hashes(Path("dvc.lock"))
     return {dep: recorded.get(dep) or content_key(Path(dep)) for dep in deps}
 
 
@@ -111,7 +111,8 @@ def read_lock(lock: Path) -> dict[str, Any]:
     return stages
 
 
-def _recorded_hashes(lock: Path) -> dict[str, str]:
+def recorded_hashes(lock: Path) -> dict[str, str]:
+    """DVC's hash of every output that a dvc.lock records."""
     outs = (out for stage in read_lock(lock).values() for out in stage.get("outs", []))
     return {out["path"]: out["md5"] for out in outs if "md5" in out}
 

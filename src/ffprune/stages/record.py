@@ -20,7 +20,7 @@ class Stage:
         deps: data that it reads (as written in dvc.yaml, templates unresolved).
         outs: cached data that it writes.
         metrics: JSON files shown by ``dvc metrics``.
-        plots: CSV files shown by ``dvc plots``.
+        plots: CSV or JSON files shown by ``dvc plots``.
         each: the section of params.yaml whose every entry is a stage of its own (``foreach`` in dvc.yaml); ``${key}``
             in the other fields stands for the entry's name.
     """
@@ -94,6 +94,7 @@ PRUNED = "models/pruned"
 REPAIRED = "models/repaired"
 EVALUATION = "metrics/evaluation.json"
 SUMMARY = "metrics/summary.json"
+RESULTS = "metrics/results.json"
 FIGURES = "reports/figures"
 DECISION = "data/decisions/${key}.json"
 
@@ -105,8 +106,7 @@ STAGES: tuple[Stage, ...] = (
         help="Fetch the dense model and the text; split the text by article.",
         params=("model", "data"),
         deps=(),
-        outs=(DENSE, CALIBRATION, VALIDATION, TEST),
-        metrics=(DOWNLOADED,),
+        outs=(DENSE, CALIBRATION, VALIDATION, TEST, DOWNLOADED),
     ),
     Stage(
         name="calibrate",
@@ -171,7 +171,7 @@ STAGES: tuple[Stage, ...] = (
         help="Measure perplexity, size, speed and zero-shot tasks against the dense model.",
         params=("evaluate", "compute", "seed"),
         deps=(DENSE, PRUNED, REPAIRED, "${evaluate.text}", "${evaluate.zero_shot.data}"),
-        metrics=(EVALUATION,),
+        outs=(EVALUATION,),
     ),
     Stage(
         name="report",
@@ -187,7 +187,8 @@ STAGES: tuple[Stage, ...] = (
             TRANSFER_EPISODES,
         ),
         outs=(FIGURES,),
-        metrics=(SUMMARY,),
+        metrics=(RESULTS,),
+        plots=(SUMMARY,),
     ),
 )
 

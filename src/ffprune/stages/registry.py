@@ -22,9 +22,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from ffprune.core.errors import ChecksumMismatch, FfpruneError, MissingInput, ParameterError
-from ffprune.models.checksum import sha256
-from ffprune.stages.artifacts import read_json
-from ffprune.stages.lineage import git_state, read_lock
+from ffprune.stages.artifacts import read_json, require
+from ffprune.stages.integrity import LOCK, content_hash
+from ffprune.stages.lineage import git_state, read_lock, recorded_hashes
 from ffprune.stages.record import DOWNLOADED, SUMMARY, maker_of
 from ffprune.stages.tracking import Store
 
@@ -100,7 +100,7 @@ def register_models(store: Store) -> list[Registered]:
     Raises:
         MissingInput: nothing was measured here, or not of the models that are here.
     """
-    summary, lock = read_json(Path(SUMMARY)), read_lock(Path("dvc.lock"))
+    summary, lock = read_json(Path(SUMMARY)), read_lock(LOCK)
     hashes = _measured_outputs(lock)
     name = _model_name()
     protocol = _key({"protocol": summary["protocol"], "inputs": _texts(lock)})
@@ -115,7 +115,12 @@ def register_models(store: Store) -> list[Registered]:
                 f"{row['path']} was to be registered", "no output in dvc.lock has it", "run 'dvc repro', then again"
             )
         source = str(Pointer(row["path"], out, hashes[out]))
-        tags = {**_tags(row), "protocol": protocol, "files": folder_key(Path(row["path"])), **git_state(Path.cwd())}
+        tags = {
+            **_tags(row),
+            "protocol": protocol,
+            "files": content_hash(require(Path(row["path"]))),
+            **git_state(Path.cwd()),
+        }
         version, new = _version(store, name, source, tags, row, summary)
         alias = _alias(row)
         holds = _give(client, name, alias, version, tags)
@@ -157,10 +162,11 @@ def pull_model(store: Store, reference: str, out: Path | None) -> Path:
     place = Path(tempfile.mkdtemp(prefix="pulling-", dir=Path.cwd()))
     try:
         folder = _fetch(pointer, place)
-        if folder_key(folder) != version.tags.get("files"):
+        found, registered = content_hash(folder), version.tags.get("files")
+        if found != registered:
             raise ChecksumMismatch(
-                f"{reference} was registered with files of checksum {version.tags.get('files')}",
-                f"DVC's store gave files of checksum {folder_key(folder)} for {pointer.md5}",
+                f"{reference} was registered with files of checksum {registered}",
+                f"DVC's store gave files of checksum {found} for {pointer.md5}",
                 "the store or this cache is damaged: remove the object from the cache (and the remote), push again",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -196,23 +202,9 @@ def find_version(store: Store, reference: str) -> Any:
     return versions[aliases.get(wanted, wanted)]
 
 
-def folder_key(folder: Path) -> str:
-    """Checksum of a folder: SHA-256 over the names of its files and theirs.
-
-    Raises:
-        MissingInput: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise MissingInput(
-            f"{folder} was asked for and does not exist", "models are DVC's to keep", "run 'dvc checkout' or 'dvc pull'"
-        )
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return _key({str(path.relative_to(folder)): sha256(path) for path in files})
-
-
 def _measured_outputs(lock: Mapping[str, Any]) -> dict[str, str]:
     """Outputs that hold models, as they were when they were measured: path -> DVC's hash."""
-    made = {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", []) if "md5" in out}
+    made = recorded_hashes(LOCK)
     measured = {dep["path"]: dep.get("md5") for dep in lock.get("evaluate", {}).get("deps", [])}
     models = {path: md5 for path, md5 in made.items() if path in measured and path.startswith("models/")}
     if not models or any(measured[path] != md5 for path, md5 in models.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ffprune.stages import artifacts, figures
@@ -11,6 +12,7 @@ from ffprune.stages.record import (
     CURVES,
     EVALUATION,
     FIGURES,
+    RESULTS,
     SEARCH_EPISODES,
     SEARCH_POLICY,
     SUMMARY,
@@ -79,8 +81,27 @@ def run(ctx: StageContext) -> None:
             ctx.log_figure(figure, f"{name}.png")
         (folder / "results.md").write_text(markdown(summary) + "\n", encoding="utf-8")
     artifacts.write_json(ctx.path(SUMMARY), summary)
+    artifacts.write_json(ctx.path(RESULTS), results(summary))
     ctx.log_table("summary.json", summary["rows"])
     for row in summary["rows"]:
         if row["perplexity"] is not None:
             name = f"{row['method']} {row['sparsity_target']:g}".replace("+", " and ")
             ctx.log_metrics({f"ratio/{name}": row["perplexity"] / row["dense_perplexity"]})
+
+
+def results(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What `dvc metrics` compares: a few numbers by sparsity and method. It shows no lists; speeds would be noise."""
+
+    def scores(row: Mapping[str, Any]) -> dict[str, Any]:
+        tasks = {
+            f"{task}.{name}": score[name]
+            for task, score in row.get("zero_shot", {}).items()
+            for name in ("acc_norm", "acc")
+            if name in score
+        }
+        return {"perplexity": row["perplexity"], "params": row["params"], **tasks}
+
+    found: dict[str, Any] = {"dense": scores(summary["dense"])}
+    for row in summary["rows"]:
+        found.setdefault(f"{row['sparsity_target']:g}", {})[row["method"]] = scores(row)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import resource
 import shutil
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
 from ffprune.stages.execution import close_dvc_execution, model_named
+from ffprune.stages.integrity import check_inputs
 from ffprune.stages.lineage import input_hashes, library_versions
 from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.record import DOWNLOADED, STAGES, Stage
@@ -27,8 +29,12 @@ def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
         FfpruneError: a refusal, before work starts where that can be known.
     """
     params = load_params(params_file)
-    for dep in StageContext(stage, params).deps:
+    deps = StageContext(stage, params).deps
+    for dep in deps:
         artifacts.require(Path(dep))
+    # By hand (`ffprune STAGE`), the stages before may have run without DVC: dvc.lock need not know their outputs.
+    if "DVC_STAGE" in os.environ:
+        check_inputs(deps)
     store = open_store(params.tracking)
     parent = find_parent(store)
     run = StageRun(store, parent, stage.name)
