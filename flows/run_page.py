@@ -26,7 +26,7 @@ from ffprune.core.units import Allocation
 from ffprune.stages.artifacts import read_json
 from ffprune.stages.policies import read_policy
 from ffprune.stages.progress import read_line
-from ffprune.stages.record import SEARCH_POLICY, SUMMARY, TRANSFER_POLICY
+from ffprune.stages.record import PAGE, SEARCH_POLICY, SUMMARY, TRANSFER_POLICY
 from ffprune.stages.table import markdown
 
 _POLICIES = {"search": SEARCH_POLICY, "transfer": TRANSFER_POLICY}
@@ -54,7 +54,7 @@ class Bars:
 
 
 def show_outcomes(rows: Sequence[Mapping[str, Any]], where: str, link: str) -> None:
-    """The table of stages and the link to the run in MLflow.
+    """The table of stages and the links to the run and to the report in MLflow.
 
     Args:
         rows: of :func:`ffprune.stages.execution.summarise_execution`.
@@ -64,6 +64,10 @@ def show_outcomes(rows: Sequence[Mapping[str, Any]], where: str, link: str) -> N
     attempt(create_table_artifact, list(rows), "stages", f"What became of every stage. MLflow: {where}")
     page = os.environ.get("FFPRUNE_MLFLOW_URL", "http://127.0.0.1:5000")
     attempt(create_link_artifact, f"{page}/#/{link}", key="mlflow-run")
+    made = next((row["run_id"] for row in rows if row["stage"] == "report"), None)
+    if made is not None:
+        report = f"{page}/#/{link.rpartition('/')[0]}/{made}/artifacts/{Path(PAGE).name}"
+        attempt(create_link_artifact, report, key="report", description=PAGE)
 
 
 def show_results(settled: set[str]) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.workspace import Workspace
+
 SMALL: dict[str, Any] = {
     "calibrate.windows": 16,
     "sensitivity.fisher.windows": 4,
@@ -52,62 +47,6 @@ model = ffprune.load_model(sys.argv[1], torch.bfloat16)
 windows = sample_windows(Path("models/dense"), Path("data/text/test.txt"), 512, 3, 0, "windows")
 print(perplexity(model, windows, 4).value)
 """
-
-
-class Workspace:
-    """A copy of the project to run commands in."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        names = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout.splitlines()
-        for name in names:
-            # A recorded run of the default would only be restored here if its cache were shared; it is not.
-            if name != "dvc.lock" and (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
-        for words in (
-            ["init", "-q"],
-            ["add", "-A"],
-            ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"],
-        ):
-            subprocess.run(["git", *words], cwd=folder, check=True)
-        # No variable of the person or job that runs the tests reaches the pipeline.
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "FFPRUNE_", "MLFLOW_", "PREFECT_"))}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1"}
-
-    def set(self, values: dict[str, Any]) -> None:
-        file, yaml = self.folder / "params.yaml", YAML()
-        params = yaml.load(file)
-        for key, value in values.items():
-            *parents, last = key.split(".")
-            section = params
-            for parent in parents:
-                section = section[parent]
-            section[last] = value
-        yaml.dump(params, file)
-
-    def run(self, *words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *words], cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{words}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done.stdout
-
-    def stages_run(self) -> list[str]:
-        lines = self.run("-m", "dvc", "repro").splitlines()
-        return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "metrics" / "summary.json").read_text())
-        return found
-
-    def row(self, method: str, sparsity: float) -> dict[str, Any]:
-        rows = self.summary["rows"]
-        return next(row for row in rows if row["method"] == method and row["sparsity_target"] == sparsity)
 
 
 @pytest.mark.slow

@@ -198,7 +198,8 @@ def test_layers_alike_make_a_stock_model(case, tokens, tmp_path) -> None:
     assert "auto_map" not in config
     assert not (tmp_path / "m" / CODE_FILE).exists()
     assert config[view.family.ffn_width] == 8
-    assert torch.equal(load_model(tmp_path / "m")(tokens).logits, model(tokens).logits)
+    # A stock module may multiply in one product what the view has in several: the last bit may differ.
+    torch.testing.assert_close(load_model(tmp_path / "m")(tokens).logits, model(tokens).logits, rtol=0, atol=1e-5)
 
 
 _ALONE = """

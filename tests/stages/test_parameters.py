@@ -39,7 +39,7 @@ def test_types_bounds_choices_and_readers_are_told() -> None:
     assert named("compute.device_map").type == "auto or null"
     assert named("model.source.kind").type == "hub, local, pypi"
     assert named("prune.policies").type.startswith("list of ")
-    assert named("search.budget").stages == ("latency", "search", "transfer")
+    assert named("search.budget").stages == ("latency", "search", "transfer", "report")
     assert named("workers.count").stages == ()
     assert named("study.damping").stages == ("decide@NAME", "method@NAME")
     assert "stream: block by block" in named("ridge.repairs").meaning

@@ -33,6 +33,8 @@ from ffprune.stages.record import (
     EVALUATION,
     FIGURES,
     ORDER,
+    PAGE,
+    POLICIES,
     PRUNED,
     REPAIRED,
     SEARCH_AGENT,
@@ -196,6 +198,8 @@ def test_policies_are_what_their_names_say(chain: Path) -> None:
         }
         attention = [i for i, unit in enumerate(policies["handmade"].units) if unit.kind == "attention"]
         assert all(policies["handmade"].retention[i] == 1 for i in attention)
+        together = [cut for cut in json.loads(Path(POLICIES).read_text()) if f"{cut['sparsity_target']:g}" == target]
+        assert {cut["policy"]: Allocation.from_rows(cut["units"]) for cut in together} == policies
         path = SEARCH_POLICY if target == "0.2" else TRANSFER_POLICY
         assert policies["searched"] == Allocation.from_rows(json.loads(Path(path).read_text())["units"])
 
@@ -231,6 +235,18 @@ def test_the_policy_file_tells_where_the_policy_comes_from(chain: Path) -> None:
 
 
 # --- again, with one thing changed ---
+
+
+def test_the_report_says_the_same_at_every_run_and_shows_a_changed_parameter(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # drawn above already, and slow
+    before = Path(PAGE).read_bytes()
+    run("report")
+    assert Path(PAGE).read_bytes() == before
+    assert b"damping: 0.0625" not in before
+    run("report", params(ridge={"damping": 0.0625}))
+    assert b"damping: 0.0625" in Path(PAGE).read_bytes()
 
 
 def test_another_damping_changes_the_repaired_models_alone(scratch: Path) -> None:

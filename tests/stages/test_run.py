@@ -69,6 +69,8 @@ def test_run_stage_records_the_run(install: Callable[[Body], None], with_databas
     # As a study does, whose folder lies in the project.
     run_stage(replace(TOY, deps=(*TOY.deps, "above/../above/over.txt")))
     record = json.loads(Path(TOY.run_record).read_text())
+    assert record["inputs"]["in.txt"] == "13b5bfe96f3e2fe411c9f66f4a582adf"
+    assert {"finished", "version.torch", "processor", "threads"} <= set(record)
     store = open_store(load_params().tracking)
     run = store.client.get_run(record["run_id"])
     assert run.info.status == "FINISHED"

@@ -40,6 +40,9 @@ class Sink(Protocol):
     def dict(self, value: Mapping[str, Any], name: str) -> None:
         """Store a JSON file."""
 
+    def file(self, path: Path) -> None:
+        """Store a copy of a file under its own name."""
+
 
 class Nowhere:
     """A sink that keeps nothing, for a stage called directly."""
@@ -59,6 +62,9 @@ class Nowhere:
         """Nothing."""
 
     def dict(self, value: Mapping[str, Any], name: str) -> None:
+        """Nothing."""
+
+    def file(self, path: Path) -> None:
         """Nothing."""
 
 
@@ -126,6 +132,10 @@ class StageContext:
     def log_dict(self, name: str, value: Mapping[str, Any]) -> None:
         """A JSON file, for example as ``problem.json``."""
         self._sink.dict(value, name)
+
+    def log_file(self, path: Path) -> None:
+        """A copy of a file that the stage has written, for example of ``report.html``."""
+        self._sink.file(path)
 
     def set_tags(self, **tags: str) -> None:
         """Short texts to find the run by."""

@@ -18,7 +18,7 @@ from ffprune.stages.budget import Budget
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import kept_granules, read_orders
 from ffprune.stages.policies import read_policy
-from ffprune.stages.record import DENSE, ORDER, PRUNED, SEARCH_POLICY, TRANSFER_POLICY
+from ffprune.stages.record import DENSE, ORDER, POLICIES, PRUNED, SEARCH_POLICY, TRANSFER_POLICY
 
 
 def run(ctx: StageContext) -> None:
@@ -36,6 +36,11 @@ def run(ctx: StageContext) -> None:
             slice_model(ModelView(model, view.heads), kept_granules(orders, allocation))
             _write(model, tokenizer, folder / f"{target:g}" / name, target, allocation, budget)
             bar.update(1, policy=f"{target:g}/{name}")
+    # Apart from the models: who only looks at policies need not fetch these.
+    artifacts.write_json(
+        ctx.path(POLICIES),
+        [{"sparsity_target": target, "policy": name, "units": cut.to_rows()} for target, name, cut, _ in cuts],
+    )
     ctx.log_table(
         "cuts.json",
         [{"sparsity_target": target, "policy": name, "sparsity": cut.sparsity} for target, name, cut, _ in cuts],

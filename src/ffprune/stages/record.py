@@ -63,7 +63,7 @@ class Stage:
 
     @property
     def run_record(self) -> str:
-        """Small cached output, read by nothing, that names the MLflow run which made the others."""
+        """Small cached output that names the MLflow run which made the others, and what that run knew of itself."""
         return f"metrics/runs/{self.name}.json"
 
     @property
@@ -73,6 +73,7 @@ class Stage:
 
 
 DOWNLOADED = "metrics/download.json"
+EVALUATED = "metrics/runs/evaluate.json"
 DENSE = "models/dense"
 CALIBRATION = "data/text/calibration.txt"
 VALIDATION = "data/text/validation.txt"
@@ -90,12 +91,14 @@ SEARCH_EPISODES = "data/search/episodes.csv"
 TRANSFER_POLICY = "data/transfer/policy.json"
 TRANSFER_AGENT = "data/transfer/agent.safetensors"
 TRANSFER_EPISODES = "data/transfer/episodes.csv"
+POLICIES = "data/prune/policies.json"
 PRUNED = "models/pruned"
 REPAIRED = "models/repaired"
 EVALUATION = "metrics/evaluation.json"
 SUMMARY = "metrics/summary.json"
 RESULTS = "metrics/results.json"
 FIGURES = "reports/figures"
+PAGE = "reports/report.html"
 DECISION = "data/decisions/${key}.json"
 
 _SEARCHED_WITH = (DENSE, VALIDATION, GRAMS, TRACES, ORDER, CURVES, LEVELS, LATENCY)
@@ -157,7 +160,7 @@ STAGES: tuple[Stage, ...] = (
         help="Cut the policies out of the dense model: physically smaller tensors.",
         params=("units", "prune", "compute"),
         deps=(DENSE, ORDER, SEARCH_POLICY, TRANSFER_POLICY),
-        outs=(PRUNED,),
+        outs=(PRUNED, POLICIES),
     ),
     Stage(
         name="ridge",
@@ -175,18 +178,44 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="report",
-        help="Write the summary, the tables and the figures.",
-        params=("report",),
+        help="Write the summary, the tables and the figures, and a page with all of them.",
+        # What the page shows it must be made again for.
+        params=(
+            "seed",
+            # Field by field: who declares the section runs a model, and takes a device.
+            "compute.device",
+            "compute.dtype",
+            "compute.device_map",
+            "compute.onload",
+            "compute.threads",
+            "compute.matmul_precision",
+            "model",
+            "data",
+            "units",
+            "calibrate",
+            "sensitivity",
+            "levels",
+            "latency",
+            "search",
+            "transfer",
+            "prune",
+            "ridge",
+            "evaluate",
+            "report",
+        ),
         deps=(
+            DOWNLOADED,
             EVALUATION,
+            EVALUATED,
             TRACES,
             CURVES,
             SEARCH_POLICY,
             SEARCH_EPISODES,
             TRANSFER_POLICY,
             TRANSFER_EPISODES,
+            POLICIES,
         ),
-        outs=(FIGURES,),
+        outs=(FIGURES, PAGE),
         metrics=(RESULTS,),
         plots=(SUMMARY,),
     ),

@@ -1,17 +1,25 @@
-"""report: the summary that git keeps, the result table and the figures."""
+"""report: the summary that git keeps, the result table, the figures, and a page with all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from ffprune.core.units import Allocation
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
+from ffprune.stages.figures import charts
+from ffprune.stages.figures.chart import Chart
+from ffprune.stages.page import Content, render
 from ffprune.stages.policies import read_policy
 from ffprune.stages.record import (
     CURVES,
+    DOWNLOADED,
+    EVALUATED,
     EVALUATION,
     FIGURES,
+    PAGE,
+    POLICIES,
     RESULTS,
     SEARCH_EPISODES,
     SEARCH_POLICY,
@@ -34,6 +42,8 @@ ROW = (
     "params",
     "prunable_params",
     "bytes",
+    "macs_per_token",
+    "kv_cache_bytes_per_token",
     "prefill_tokens_per_s",
     "decode_tokens_per_s",
     "prefill_over_dense",
@@ -44,42 +54,28 @@ ROW = (
 
 
 def run(ctx: StageContext) -> None:
-    """Summary, table and figures, as files and in MLflow."""
-    evaluation = artifacts.read_json(ctx.path(EVALUATION))
-    dense = evaluation["dense"]
-    rows: list[dict[str, Any]] = [{"dense_perplexity": dense["perplexity"], **row} for row in evaluation["rows"]]
-    summary = {
-        "protocol": evaluation["protocol"],
-        "dense": {key: value for key, value in dense.items() if key != "method"},
-        "rows": [
-            {key: row[key] for key in ROW} | ({"zero_shot": row["zero_shot"]} if "zero_shot" in row else {})
-            for row in rows
-        ],
-    }
-    policies, searches = {}, {}
-    for name, path in (("search", SEARCH_POLICY), ("transfer", TRANSFER_POLICY)):
-        allocation, facts = read_policy(ctx.path(path))
-        policies[f"sparsity {facts['sparsity_target']:g}"] = allocation
-        searches[name] = facts
-    drawn = {
-        "policy": figures.policy(policies),
-        "episodes": figures.episodes(
-            {
-                "search": artifacts.read_csv(ctx.path(SEARCH_EPISODES)),
-                "transfer": artifacts.read_csv(ctx.path(TRANSFER_EPISODES)),
-            }
-        ),
-        "front": figures.front(searches),
-        "sensitivity": figures.sensitivity(
-            artifacts.read_json(ctx.path(TRACES)), artifacts.read_json(ctx.path(CURVES))
-        ),
-        "perplexity": figures.perplexity(dense["perplexity"], rows),
-    }
+    """Summary, table, figures and page, as files and in MLflow."""
+    summary = _summary(artifacts.read_json(ctx.path(EVALUATION)))
+    shown = _charts(ctx, summary)
+    record = ctx.path(EVALUATED)
+    page = render(
+        Content(
+            summary,
+            {chart.name: chart for chart in shown},
+            artifacts.read_json(ctx.path(DOWNLOADED)),
+            # A stage that is called as a function leaves no record.
+            artifacts.read_json(record) if record.is_file() else {},
+            ctx.param_values,
+        )
+    )
     with artifacts.atomic_dir(ctx.path(FIGURES)) as folder:
-        for name, figure in drawn.items():
-            figure.savefig(folder / f"{name}.png", dpi=ctx.params.report.dpi)
-            ctx.log_figure(figure, f"{name}.png")
+        for chart in shown:
+            figure = figures.draw(chart)
+            figure.savefig(folder / f"{chart.name}.png", dpi=ctx.params.report.dpi)
+            ctx.log_figure(figure, f"{chart.name}.png")
         (folder / "results.md").write_text(markdown(summary) + "\n", encoding="utf-8")
+    artifacts.write_text(ctx.path(PAGE), page)
+    ctx.log_file(ctx.path(PAGE))
     artifacts.write_json(ctx.path(SUMMARY), summary)
     artifacts.write_json(ctx.path(RESULTS), results(summary))
     ctx.log_table("summary.json", summary["rows"])
@@ -87,6 +83,41 @@ def run(ctx: StageContext) -> None:
         if row["perplexity"] is not None:
             name = f"{row['method']} {row['sparsity_target']:g}".replace("+", " and ")
             ctx.log_metrics({f"ratio/{name}": row["perplexity"] / row["dense_perplexity"]})
+
+
+def _summary(evaluation: dict[str, Any]) -> dict[str, Any]:
+    dense = evaluation["dense"]
+    rows: list[dict[str, Any]] = [{"dense_perplexity": dense["perplexity"], **row} for row in evaluation["rows"]]
+    return {
+        "protocol": evaluation["protocol"],
+        "dense": {key: value for key, value in dense.items() if key != "method"},
+        "rows": [
+            {key: row[key] for key in ROW} | ({"zero_shot": row["zero_shot"]} if "zero_shot" in row else {})
+            for row in rows
+        ],
+    }
+
+
+def _charts(ctx: StageContext, summary: dict[str, Any]) -> list[Chart]:
+    searched, searches = {}, {}
+    for name, path in (("search", SEARCH_POLICY), ("transfer", TRANSFER_POLICY)):
+        allocation, facts = read_policy(ctx.path(path))
+        searched[f"sparsity {facts['sparsity_target']:g}"] = allocation
+        searches[name] = facts
+    every = {
+        f"{cut['policy']} {cut['sparsity_target']:g}": Allocation.from_rows(cut["units"])
+        for cut in artifacts.read_json(ctx.path(POLICIES))
+    }
+    trials = {"search": SEARCH_EPISODES, "transfer": TRANSFER_EPISODES}
+    return [
+        charts.policy(searched),
+        charts.policy(every, "policies", "Retention per layer, every policy"),
+        charts.episodes({name: artifacts.read_csv(ctx.path(path)) for name, path in trials.items()}),
+        charts.front(searches),
+        charts.sensitivity(artifacts.read_json(ctx.path(TRACES)), artifacts.read_json(ctx.path(CURVES))),
+        charts.perplexity(summary["dense"], summary["rows"]),
+        charts.costs(summary["dense"], summary["rows"]),
+    ]
 
 
 def results(summary: Mapping[str, Any]) -> dict[str, Any]:

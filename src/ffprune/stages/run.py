@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
 from ffprune.stages.execution import close_dvc_execution, model_named
 from ffprune.stages.integrity import check_inputs
-from ffprune.stages.lineage import input_hashes, library_versions
+from ffprune.stages.lineage import git_state, input_hashes, library_versions, machine
 from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.record import DOWNLOADED, STAGES, Stage
 from ffprune.stages.registry import register_after_report
-from ffprune.stages.sections import Compute
-from ffprune.stages.tracking import StageRun, find_parent, open_store
+from ffprune.stages.sections import Compute, Params
+from ffprune.stages.tracking import StageRun, find_parent, open_store, workspace
 
 
 def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
@@ -52,7 +53,7 @@ def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
         with run.watched():
             call(stage, context)
         run.metrics({"seconds": time.monotonic() - started, **peak_memory()})
-        _write_run_record(stage, run, params.tracking.experiment)
+        _write_run_record(stage, run, params, hashes)
         status = "FINISHED"
         if stage == STAGES[-1]:
             run.attempt(register_after_report, store)
@@ -93,14 +94,18 @@ def peak_memory() -> dict[str, float]:
     return peaks
 
 
-def _write_run_record(stage: Stage, run: StageRun, experiment: str) -> None:
+def _write_run_record(stage: Stage, run: StageRun, params: Params, hashes: Mapping[str, str]) -> None:
     artifacts.write_json(
         Path(stage.run_record),
         {
             "stage": stage.name,
             "run_id": run.run_id,
             "parent_run_id": run.parent_id,
-            "experiment": experiment,
+            "experiment": params.tracking.experiment,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            **git_state(workspace()),
+            **library_versions(),
+            **(machine(params.compute.device) if "compute" in stage.params else {}),
+            "inputs": dict(hashes),
         },
     )

@@ -188,6 +188,10 @@ class StageRun:
         """Store a JSON file."""
         self.attempt(self._client.log_dict, self.run_id, {**value}, name)
 
+    def file(self, path: Path) -> None:
+        """Store a copy of a file under its own name."""
+        self.attempt(self._client.log_artifact, self.run_id, str(path))
+
     def finish(self, status: str) -> None:
         """End the run (FINISHED, FAILED, KILLED), and the parent too when nothing else will."""
         self.flush()
