@@ -7,6 +7,7 @@ reaches in a matrix product, and so a lower bound that real stages miss by what 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -50,7 +51,9 @@ def config_of(name: str | None) -> tuple[str, PretrainedConfig]:
         return str(name), AutoConfig.for_model("llama", tie_word_embeddings=False, **SHAPES[str(name)])
     place = name or DENSE
     try:
-        return place, AutoConfig.from_pretrained(place)
+        # What looks like a path is not the hub's: without a network it would be asked for, again and again.
+        local = name is None or place.startswith((".", "/", "~"))
+        return place, AutoConfig.from_pretrained(Path(place).expanduser() if local else place, local_files_only=local)
     except (OSError, ValueError) as error:
         raise MissingInput(
             f"The plan of {place} was asked for",
