@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+from tests.servers import answers, free_ports
 from tests.stages.tiny_project import MODELS, params, write_sources
 from tests.toy import wait_until
 from tests.workspace import Workspace
@@ -77,13 +76,13 @@ def served(browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) 
     work = Workspace(root)
     write_sources(root, MODELS["llama"]())
     (root / "params.yaml").write_text(json.dumps(params().model_dump(mode="json")))
-    mlflow, prefect = _free_ports(2)
+    mlflow, prefect = free_ports(2)
     ports = {"VENV_BIN": str(Path(sys.executable).parent), "MLFLOW_PORT": str(mlflow), "PREFECT_PORT": str(prefect)}
     found = Served(root, f"http://127.0.0.1:{mlflow}", f"http://127.0.0.1:{prefect}")
     servers = subprocess.Popen(["sh", "scripts/ui.sh"], cwd=root, env={**work.environment, **ports})
     try:
         for address in (f"{found.mlflow}/health", f"{found.prefect}/api/health"):
-            assert wait_until(lambda address=address: _answers(address), 120), address
+            assert wait_until(lambda address=address: answers(address), 120), address
         # The second time nothing has changed.
         work.run(*COMMAND)
         work.run(*COMMAND)
@@ -91,19 +90,3 @@ def served(browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) 
     finally:
         servers.terminate()
         servers.wait(60)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers import free_ports
 from tests.toy import REPO, alive, make_repo, wait_until
 
 pytestmark = pytest.mark.slow
@@ -74,9 +74,7 @@ def server(
     make_repo(tmp_path, monkeypatch, STAGES)
     with_database()
     shutil.copy(REPO / "prefect.yaml", tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_ports(1)[0])
     monkeypatch.setenv("PWD", str(tmp_path))
     monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +19,7 @@ from ffprune.stages.execution import summarise_execution
 from ffprune.stages.registry import Pointer
 from ffprune.stages.sections import Tracking
 from ffprune.stages.tracking import Parent, StageRun, Store, open_store, start_parent
+from tests.servers import answers, free_ports
 from tests.toy import isolate, wait_until
 
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
@@ -31,20 +29,13 @@ pytestmark = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def postgresql() -> Iterator[str]:
     """A database server of the test's own; its address. PostgreSQL refuses to run as root."""
     # Not in pytest's folder, which none but its owner may enter.
     folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
     assert BINARIES is not None
-    port, root = free_port(), os.geteuid() == 0
+    (port,), root = free_ports(1), os.geteuid() == 0
     owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if root else []
     if root:
         shutil.chown(folder, "postgres", "postgres")
@@ -73,7 +64,7 @@ def postgresql() -> Iterator[str]:
 @contextmanager
 def mlflow_server(database: str, artifacts: Path, log: Path) -> Iterator[str]:
     """MLflow as docs/tracking.md starts it; its address."""
-    port = free_port()
+    (port,) = free_ports(1)
     words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     words += ["--backend-store-uri", database, "--artifacts-destination", str(artifacts)]
     with log.open("ab") as written:
@@ -86,21 +77,13 @@ def mlflow_server(database: str, artifacts: Path, log: Path) -> Iterator[str]:
         )
     try:
         address = f"http://127.0.0.1:{port}"
-        assert wait_until(lambda: process.poll() is not None or _answers(f"{address}/health"), 120)
+        assert wait_until(lambda: process.poll() is not None or answers(f"{address}/health"), 120)
         assert process.poll() is None, log.read_text()[-3000:]
         yield address
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @pytest.fixture
