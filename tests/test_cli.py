@@ -68,6 +68,17 @@ def test_params_check_refuses_repairs_that_experts_cannot_have(
     assert "error: ridge.repairs asks for the repair stream of a MixtralForCausalLM" in capsys.readouterr().err
 
 
+def test_params_check_asks_the_text_that_is_there_for_the_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((REPO / "params.yaml").read_text())
+    Path("data/text").mkdir(parents=True)
+    Path("data/text/test.txt").write_text("no sentence to go on with")
+    assert run_cli(monkeypatch, "params", "check") == 2
+    assert "error: Asked for a wiki_continuation task of 16 items" in capsys.readouterr().err
+
+
 def test_params_check_refuses_methods_whose_parts_do_not_go_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

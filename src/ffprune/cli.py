@@ -227,6 +227,10 @@ def params_check() -> None:
         check_budget(view, given, Path(LATENCY))
         for repair in (name for name, policies in given.ridge.repairs.items() if policies):
             check_experts(view, "ridge.repairs", "slice", repair)
+    if Path(given.evaluate.text).is_file():
+        from ffprune.stages.zero_shot import check_text
+
+        check_text(Path(given.evaluate.text), given.evaluate.zero_shot, given.seed)
     if given.methods:
         # Tables of methods come with all that they need; only who has methods waits for it.
         from ffprune.stages.compressing import check_model, check_save

@@ -62,6 +62,15 @@ def test_items_are_true_continuations_among_strangers(tmp_path: Path) -> None:
             assert choice in text and (choice == gold or choice not in home)
 
 
+def test_text_in_wikitexts_tokens_has_as_many_sentences(tmp_path: Path) -> None:
+    spaced = [text.replace(".", " .") for text in ARTICLES]
+    for folder, articles in (("plain", ARTICLES), ("spaced", spaced)):
+        build_cloze_task(articles, tmp_path / folder, items=10)
+    plain, tokens = ((tmp_path / name / f"{CLOZE_TASK}.jsonl").read_text() for name in ("plain", "spaced"))
+    assert len(tokens.splitlines()) == len(plain.splitlines()) == 10
+    assert " ." in tokens
+
+
 def test_same_seed_same_files(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         build_cloze_task(ARTICLES, tmp_path / name, items=20, seed=seed)

@@ -45,7 +45,8 @@ _CONTEXT_CHARACTERS = 160  # a few sentences; lm-eval reads the context once per
 _SENTENCE_CHARACTERS = range(40, 101)
 _CHOICES = 4
 _NEAREST = 12  # distractors are drawn from at least this many sentences, where there are as many
-_SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]%][.!?])[\"”]?\s+(?=[\"“(]?[A-Z])")
+# WikiText's tokenised lines have a space before the mark.
+_SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]% ][.!?])[\"”]?\s+(?=[\"“(]?[A-Z])")
 
 
 def build_cloze_task(

@@ -13,6 +13,17 @@ from ffprune.models.checkpoint import load_tokenizer
 from ffprune.stages.sections import Tasks
 
 
+def check_text(text: Path, params: Tasks, seed: int) -> None:
+    """Refuse a text that ``wiki_continuation`` cannot be made from, where it is asked for.
+
+    Raises:
+        FfpruneError: see :func:`~ffprune.evaluate.cloze.build_cloze_task`.
+    """
+    if CLOZE_TASK in params.tasks:
+        with tempfile.TemporaryDirectory(prefix="ffprune-task-") as folder:
+            build_cloze_task(text.read_text(encoding="utf-8"), Path(folder), params.items, seed)
+
+
 def ask(model: PreTrainedModel, tokenizer: Path, text: Path, params: Tasks, seed: int) -> dict[str, dict[str, float]]:
     """Metrics per task.
 
