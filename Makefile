@@ -15,6 +15,9 @@ ARGS ?=
 # Tests run in JOBS processes; one that has nothing left takes over what waits in another.
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 
+# Stages call ffprune by name: this folder's, whatever environment is active.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
 # Where the links on Prefect's page lead.
 export FFPRUNE_MLFLOW_URL := http://127.0.0.1:$(MLFLOW_PORT)
 

@@ -12,7 +12,8 @@ import pytest
 
 from ffprune.core.errors import ChecksumMismatch, MissingInput
 from ffprune.stages import integrity
-from ffprune.stages.integrity import check_inputs, content_hash, verify
+from ffprune.stages.integrity import check_code, check_inputs, content_hash, verify
+from tests.toy import REPO
 
 CACHE = Path("cache")
 FILE, FOLDER = "data/sensitivity/curves.json", "models/pruned"
@@ -138,3 +139,17 @@ def test_without_a_lock_file_nothing_can_be_compared(link: str) -> None:
     with pytest.raises(MissingInput, match="no stage has run here"):
         verify(CACHE, drop=False)
     check_inputs([FILE])
+
+
+def test_code_of_another_environment_is_not_run_for_the_projects(tmp_path: Path) -> None:
+    check_code(tmp_path)  # a project without sources
+    check_code(REPO)
+    copy = tmp_path / "src" / "ffprune"
+    shutil.copytree(REPO / "src" / "ffprune", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    check_code(tmp_path)  # as an experiment's temporary copy
+    (copy / "evaluate" / "cloze.py").write_text("other = 1")
+    with pytest.raises(ChecksumMismatch, match="activate the project's own environment"):
+        check_code(tmp_path)
+    shutil.rmtree(copy / "evaluate")
+    with pytest.raises(ChecksumMismatch):
+        check_code(tmp_path)

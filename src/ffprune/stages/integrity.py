@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+import ffprune
 from ffprune.core.errors import ChecksumMismatch, MissingInput
 from ffprune.stages.lineage import recorded_hashes
 from ffprune.stages.record import maker_of
@@ -34,6 +35,28 @@ def content_hash(path: Path, md5: Md5 = md5) -> str:
     inside = {file.relative_to(path).as_posix(): md5(file) for file in path.rglob("*") if file.is_file()}
     entries = [{"md5": key, "relpath": name} for name, key in sorted(inside.items())]
     return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + _FOLDER
+
+
+def check_code(project: Path) -> None:
+    """Refuse to run other code than that of the project, which DVC hashes: that of another environment on the path.
+
+    A project without sources, and the temporary copy of an experiment, whose sources are the same, pass.
+
+    Raises:
+        ChecksumMismatch: names both.
+    """
+    hashed, running = project / "src" / "ffprune", Path(ffprune.__path__[0])
+    if hashed.is_dir() and hashed.resolve() != running.resolve() and _sources(hashed) != _sources(running):
+        raise ChecksumMismatch(
+            f"the project's code is in {hashed}, and the ffprune that was started has other code, in {running}",
+            "DVC would record what it makes as made by the project's",
+            "activate the project's own environment, or leave the other one (deactivate); 'make run' needs neither",
+        )
+
+
+def _sources(package: Path) -> dict[str, str]:
+    files = (file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return {file.relative_to(package).as_posix(): md5(file) for file in files}
 
 
 def check_inputs(deps: Iterable[str]) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
 from ffprune.stages.execution import close_dvc_execution, model_named
-from ffprune.stages.integrity import check_inputs
-from ffprune.stages.lineage import git_state, input_hashes, library_versions, machine
+from ffprune.stages.integrity import check_code, check_inputs
+from ffprune.stages.lineage import git_state, input_hashes, library_versions, machine, repository
 from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.record import DOWNLOADED, STAGES, Stage
 from ffprune.stages.registry import register_after_report
@@ -35,6 +35,7 @@ def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
         artifacts.require(Path(dep))
     # By hand (`ffprune STAGE`), the stages before may have run without DVC: dvc.lock need not know their outputs.
     if "DVC_STAGE" in os.environ:
+        check_code(repository(Path.cwd()))
         check_inputs(deps)
     store = open_store(params.tracking)
     parent = find_parent(store)
