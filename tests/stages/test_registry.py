@@ -51,9 +51,11 @@ def row(method: str, target: float, perplexity: float | None, **changes: Any) ->
 ROWS = [row("a", 0.2, 15.0), row("b", 0.2, 12.0), row("a", 0.125, None), row("b", 0.125, 11.0)]
 
 
-def measured(rows: list[dict[str, Any]], dtype: str = "bfloat16", weights: str = "1") -> None:
+def measured(
+    rows: list[dict[str, Any]], dtype: str = "bfloat16", weights: str = "1", text: str = "data/text/test.txt"
+) -> None:
     """A project whose models were made by DVC and measured."""
-    protocol = {"text": "data/text/test.txt", "windows": 1, "tokens": 1000, "dtype": dtype, "seed": 0}
+    protocol = {"text": text, "windows": 1, "tokens": 1000, "dtype": dtype, "seed": 0}
     write_json(Path("metrics/summary.json"), {"protocol": protocol, "dense": {}, "rows": rows})
     write_json(Path("metrics/download.json"), {"model": {"name": "someone/Small-1"}})
     shutil.rmtree("made", ignore_errors=True)
@@ -125,6 +127,16 @@ def test_an_alias_moves_to_what_is_better_or_measured_otherwise(store: Store) ->
     measured([row("b", 0.2, 19.0, budget="macs")])
     assert register_models(store)[0].aliases == ("best-20-macs", "best")
     assert aliases(store) == {"best-20": "4", "best-20-macs": "5", "best": "5"}
+
+
+@pytest.mark.slow
+def test_another_text_under_the_same_name_is_another_measurement(store: Store) -> None:
+    Path("dvc.yaml").write_text(PIPELINE.replace("data/text/test.txt", "mine.txt"))
+    for content, perplexity in (("one text", 12.0), ("another, harder one", 13.0)):
+        Path("mine.txt").write_text(content)
+        measured([row("b", 0.2, perplexity)], text="mine.txt")
+        (found,) = register_models(store)
+        assert found.aliases == ("best-20", "best")
 
 
 @pytest.mark.slow

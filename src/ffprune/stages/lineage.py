@@ -113,8 +113,21 @@ def read_lock(lock: Path) -> dict[str, Any]:
 
 def recorded_hashes(lock: Path) -> dict[str, str]:
     """DVC's hash of every output that a dvc.lock records."""
-    outs = (out for stage in read_lock(lock).values() for out in stage.get("outs", []))
-    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+    return made_hashes(read_lock(lock))
+
+
+def made_hashes(stages: Mapping[str, Any]) -> dict[str, str]:
+    """DVC's hash of every output, by the stages of a dvc.lock."""
+    return _hashes(out for stage in stages.values() for out in stage.get("outs", []))
+
+
+def read_hashes(stages: Mapping[str, Any], name: str) -> dict[str, str]:
+    """DVC's hash of everything that a stage read when it ran; none where it has not."""
+    return _hashes(stages.get(name, {}).get("deps", []))
+
+
+def _hashes(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {entry["path"]: entry["md5"] for entry in entries if "md5" in entry}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

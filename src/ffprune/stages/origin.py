@@ -10,7 +10,7 @@ from ffprune.evaluate.footprint import safetensors_bytes
 from ffprune.export.provenance import Provenance
 from ffprune.models.card_metadata import card_metadata, license_of
 from ffprune.stages.artifacts import read_json
-from ffprune.stages.lineage import read_lock
+from ffprune.stages.lineage import made_hashes, read_hashes, read_lock
 from ffprune.stages.record import DENSE, DOWNLOADED, PRUNED, REPAIRED, STAGES, SUMMARY, Stage, covers
 
 #: Facts of metrics/download.json that identify the source model, with what a model card calls them.
@@ -109,8 +109,7 @@ def _results(root: Path, place: Path, lock: Mapping[str, Any]) -> dict[str, Any]
     """What was measured of these very files; None: nothing, or of others than those that are there."""
     if not (root / SUMMARY).is_file():
         return None
-    measured = {dep["path"]: dep.get("md5") for dep in lock.get("evaluate", {}).get("deps", [])}
-    made = {out["path"]: out.get("md5") for stage in lock.values() for out in stage.get("outs", [])}
+    measured, made = read_hashes(lock, "evaluate"), made_hashes(lock)
     if any(measured.get(out) != made.get(out) for out in (DENSE, PRUNED, REPAIRED) if covers(out, place)):
         return None
     summary = read_json(root / SUMMARY)

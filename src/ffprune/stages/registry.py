@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from ffprune.core.errors import ChecksumMismatch, FfpruneError, MissingInput, ParameterError
 from ffprune.stages.artifacts import read_json, require
 from ffprune.stages.integrity import LOCK, content_hash
-from ffprune.stages.lineage import git_state, read_lock, recorded_hashes
+from ffprune.stages.lineage import git_state, made_hashes, read_hashes, read_lock
 from ffprune.stages.record import DOWNLOADED, SUMMARY, maker_of
 from ffprune.stages.tracking import Store
 
@@ -103,7 +103,9 @@ def register_models(store: Store) -> list[Registered]:
     summary, lock = read_json(Path(SUMMARY)), read_lock(LOCK)
     hashes = _measured_outputs(lock)
     name = _model_name()
-    protocol = _key({"protocol": summary["protocol"], "inputs": _texts(lock)})
+    # Another text may come to stand under the same name.
+    text = read_hashes(lock, "evaluate").get(summary["protocol"]["text"])
+    protocol = _key({"protocol": summary["protocol"], "text": text})
     client = store.client
     if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
         client.create_registered_model(name, description="Versions point to DVC's store: ffprune pull-model gets one.")
@@ -204,9 +206,8 @@ def find_version(store: Store, reference: str) -> Any:
 
 def _measured_outputs(lock: Mapping[str, Any]) -> dict[str, str]:
     """Outputs that hold models, as they were when they were measured: path -> DVC's hash."""
-    made = recorded_hashes(LOCK)
-    measured = {dep["path"]: dep.get("md5") for dep in lock.get("evaluate", {}).get("deps", [])}
-    models = {path: md5 for path, md5 in made.items() if path in measured and path.startswith("models/")}
+    measured = read_hashes(lock, "evaluate")
+    models = {path: md5 for path, md5 in made_hashes(lock).items() if path in measured and path.startswith("models/")}
     if not models or any(measured[path] != md5 for path, md5 in models.items()):
         raise MissingInput(
             f"the models behind {SUMMARY} were to be registered",
@@ -214,11 +215,6 @@ def _measured_outputs(lock: Mapping[str, Any]) -> dict[str, str]:
             "run 'dvc repro', then again",
         )
     return models
-
-
-def _texts(lock: Mapping[str, Any]) -> dict[str, str]:
-    deps = lock["evaluate"]["deps"]
-    return {dep["path"]: dep["md5"] for dep in deps if dep["path"].startswith("data/text/")}
 
 
 def _model_name() -> str:
