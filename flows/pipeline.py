@@ -202,7 +202,11 @@ def _counts(execution: Execution) -> str:
 
 def main(stages: Annotated[list[str] | None, typer.Argument()] = None, force: bool = False, workers: int = 1) -> None:
     """Run the flow; status 1 when a stage failed."""
-    state: State[Any] = pipeline(stages or [], force, workers, return_state=True)
+    tell(pipeline(stages or [], force, workers, return_state=True))
+
+
+def tell(state: State[Any]) -> None:
+    """Say how a flow ended; status 1 when it failed."""
     if not state.is_completed():
         print(f"error: {state.message}", file=sys.stderr)
         sys.exit(1)

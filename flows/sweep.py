@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import sys
 from typing import Annotated, Any
 
 import typer
-from pipeline import pipeline
+from pipeline import pipeline, tell
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
@@ -70,11 +69,7 @@ def main(
     workers: int = 1,
 ) -> None:
     """Run the flow; status 1 when a stage failed."""
-    state: State[Any] = sweep(model, granularity, sparsity, method, full, workers, return_state=True)
-    if not state.is_completed():
-        print(f"error: {state.message}", file=sys.stderr)
-        sys.exit(1)
-    print(state.message)
+    tell(sweep(model, granularity, sparsity, method, full, workers, return_state=True))
 
 
 if __name__ == "__main__":

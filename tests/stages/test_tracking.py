@@ -14,7 +14,7 @@ import pytest
 
 from ffprune.stages import tracking
 from ffprune.stages.artifacts import write_json
-from ffprune.stages.execution import close_dvc_execution, summarise_execution
+from ffprune.stages.execution import Outcome, close_dvc_execution, summarise_execution
 from ffprune.stages.record import STAGES, stage_named
 from ffprune.stages.sections import Tracking
 from ffprune.stages.tracking import Parent, StageRun, Store, TrackingBusy, TrackingUnavailable, open_store, start_parent
@@ -116,9 +116,10 @@ def test_executions_can_be_compared_by_model_and_best_ratio(store: Store) -> Non
         {"rows": [{"dense_perplexity": 10.0, **dict(zip(named, row, strict=True))} for row in rows]},
     )
     write_json(Path("metrics/download.json"), {"model": {"name": "Small-1"}})
-    for outcome, expected in (("failed", {}), ("cached", {"best_ratio/0.2": 1.2, "best_ratio/0.3": 1.8})):
+    cases: dict[Outcome, dict[str, float]] = {"failed": {}, "cached": {"best_ratio/0.2": 1.2, "best_ratio/0.3": 1.8}}
+    for outcome, expected in cases.items():
         parent = start_parent(store, "ffprune run")
-        summarise_execution(store, parent, {"report": outcome})  # type: ignore[dict-item]
+        summarise_execution(store, parent, {"report": outcome})
         run = store.client.get_run(parent)
         assert (run.data.metrics, run.data.tags["model"]) == (expected, "Small-1")
 

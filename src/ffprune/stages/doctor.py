@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from ffprune.core.errors import FfpruneError
-from ffprune.stages.environment import QUIET_REPORTS, SERVER_FILE
+from ffprune.stages.environment import QUIET_REPORTS, SERVER_FILE, answers
 from ffprune.stages.graph import reach_remotes
 from ffprune.stages.lineage import repository
 from ffprune.stages.params import PARAMS_FILE, load_params
@@ -150,13 +149,13 @@ def dvc(root: Path) -> Iterator[Check]:
 def prefect_server(project: Path) -> Iterator[Check]:
     """A server that was named must answer; without one, runs start their own."""
     given, file = os.environ.get("PREFECT_API_URL"), project / SERVER_FILE
-    if given and not _answers(f"{given}/health"):
+    if given and not answers(f"{given}/health", _PATIENCE_SECONDS):
         yield Check("Prefect", "failed", f"no answer at PREFECT_API_URL {given}", "start that server, or unset it")
     elif given:
         yield Check("Prefect", "ok", f"server at {given}")
     elif file.is_file():
         url = file.read_text().strip()
-        live = _answers(f"{url}/health")
+        live = answers(f"{url}/health", _PATIENCE_SECONDS)
         found = (
             f"server at {url}" if live else f"{file} names {url}, which does not answer; runs start their own server"
         )
@@ -169,7 +168,7 @@ def mlflow_store(params: Params) -> Iterator[Check]:
     """Where runs are recorded."""
     uri = store_uri(params.tracking)
     if uri.startswith("http"):
-        live = _answers(f"{uri.rstrip('/')}/health")
+        live = answers(f"{uri.rstrip('/')}/health", _PATIENCE_SECONDS)
         mend = "" if live else "start it, or change MLFLOW_TRACKING_URI or tracking.uri"
         yield Check("MLflow", "ok" if live else "failed", f"{'server' if live else 'no answer'} at {uri}", mend)
         return
@@ -203,11 +202,3 @@ def telemetry() -> Iterator[Check]:
         yield Check("telemetry", "warning", f"switched on by {', '.join(on)}", "unset these variables")
     else:
         yield Check("telemetry", "ok", "off in everything that ffprune starts")
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=_PATIENCE_SECONDS) as answer:
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False

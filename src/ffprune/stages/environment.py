@@ -64,8 +64,13 @@ def _server_of(file: Path) -> str | None:
     if not file.is_file():
         return None
     url = file.read_text().strip()
+    return url if answers(f"{url}/health", 1) else None
+
+
+def answers(url: str, seconds: float) -> bool:
+    """Whether a server answers a request for this address well, in time."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
-            return url if answer.status == 200 else None
+        with urllib.request.urlopen(url, timeout=seconds) as answer:
+            return bool(answer.status == 200)
     except (OSError, ValueError):
-        return None
+        return False

@@ -129,8 +129,9 @@ class StageRun:
         """Record load and memory of the machine meanwhile, a sample every ten seconds (GPUs: with nvidia-ml-py)."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        # It has a thread of its own, which gives up by itself when the store fails.
-        monitor: Any = SystemMetricsMonitor(self.run_id, tracking_uri=self._client.tracking_uri)  # type: ignore[no-untyped-call]
+        # MLflow gives it no types. It has a thread of its own, which gives up by itself when the store fails.
+        watching: Any = SystemMetricsMonitor
+        monitor = watching(self.run_id, tracking_uri=self._client.tracking_uri)
         monitor.start()
         try:
             yield
