@@ -113,7 +113,11 @@ def test_executions_can_be_compared_by_model_and_best_ratio(store: Store) -> Non
     named = ("method", "sparsity_target", "perplexity")
     write_json(
         Path("metrics/summary.json"),
-        {"rows": [{"dense_perplexity": 10.0, **dict(zip(named, row, strict=True))} for row in rows]},
+        {
+            "rows": [
+                {"budget": "parameters", "dense_perplexity": 10.0, **dict(zip(named, row, strict=True))} for row in rows
+            ]
+        },
     )
     write_json(Path("metrics/download.json"), {"model": {"name": "Small-1"}})
     cases: dict[Outcome, dict[str, float]] = {"failed": {}, "cached": {"best_ratio/0.2": 1.2, "best_ratio/0.3": 1.8}}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ffprune.stages.artifacts import read_json
 from ffprune.stages.record import DOWNLOADED, STAGES, SUMMARY, Stage
+from ffprune.stages.table import best_rows
 from ffprune.stages.tracking import Store
 
 Outcome = Literal["ran", "restored", "cached", "failed", "stopped", "not run"]
@@ -42,13 +43,10 @@ def model_named(downloaded: Path) -> dict[str, str]:
 
 def _best_ratios(summary: Path) -> dict[str, float]:
     """The lowest perplexity over the dense model's at every target: columns to compare executions by."""
-    best: dict[str, float] = {}
-    for row in read_json(summary)["rows"]:
-        if row["perplexity"] is not None:
-            name = f"best_ratio/{row['sparsity_target']:g}"
-            ratio = row["perplexity"] / row["dense_perplexity"]
-            best[name] = min(ratio, best.get(name, ratio))
-    return best
+    return {
+        f"best_ratio/{row['sparsity_target']:g}": row["perplexity"] / row["dense_perplexity"]
+        for row in best_rows(read_json(summary)["rows"])
+    }
 
 
 def stage_row(name: str, outcome: Outcome) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ffprune.stages.artifacts import read_json, require
 from ffprune.stages.integrity import LOCK, content_hash
 from ffprune.stages.lineage import git_state, made_hashes, read_hashes, read_lock
 from ffprune.stages.record import DOWNLOADED, SUMMARY, maker_of
+from ffprune.stages.table import best_rows
 from ffprune.stages.tracking import Store
 
 PULLED = Path("models") / "pulled"
@@ -110,7 +111,7 @@ def register_models(store: Store) -> list[Registered]:
     if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
         client.create_registered_model(name, description="Versions point to DVC's store: ffprune pull-model gets one.")
     found = []
-    for position, row in enumerate(_best_rows(summary["rows"])):
+    for position, row in enumerate(best_rows(summary["rows"])):
         out = next((out for out in hashes if PurePosixPath(row["path"]).is_relative_to(out)), None)
         if out is None:
             raise MissingInput(
@@ -221,16 +222,6 @@ def _model_name() -> str:
     """As the source calls it, without what MLflow allows in no name."""
     name = str(read_json(Path(DOWNLOADED))["model"]["name"]).rpartition("/")[2]
     return re.sub(r"[/:'\"%]", "-", name)
-
-
-def _best_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lowest perplexity of every budget and target, in the order of the targets in the summary."""
-    best: dict[tuple[str, float], dict[str, Any]] = {}
-    for row in rows:
-        key = (row["budget"], row["sparsity_target"])
-        if row["perplexity"] is not None and (key not in best or row["perplexity"] < best[key]["perplexity"]):
-            best[key] = row
-    return list(best.values())
 
 
 def _alias(row: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def result_rows(summary: dict[str, Any]) -> list[list[str]]:
     return [_cells(row, budget) for row in rows]
 
 
+def best_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The model of lowest perplexity at every target, in their order; a target with none finite has none."""
+    best: dict[tuple[str, float], Mapping[str, Any]] = {}
+    for row in rows:
+        key = (row["budget"], row["sparsity_target"])
+        if row["perplexity"] is not None and (key not in best or row["perplexity"] < best[key]["perplexity"]):
+            best[key] = row
+    return list(best.values())
+
+
 def markdown(summary: dict[str, Any]) -> str:
     """The table in Markdown."""
     return markdown_table(columns(summary), result_rows(summary))
@@ -62,19 +73,19 @@ def _budget(summary: dict[str, Any]) -> str | None:
 
 
 def _cells(row: dict[str, Any], budget: str | None) -> list[str]:
-    removed = [] if budget is None else [_number(row.get("removed", {}).get(budget), ".4f")]
+    removed = [] if budget is None else [number(row.get("removed", {}).get(budget), ".4f")]
     return [
         str(row["method"]),
-        _number(row.get("sparsity_target"), ".2f"),
+        number(row.get("sparsity_target"), ".2f"),
         *removed,
-        _number(row.get("sparsity"), ".4f"),
-        _number(row["perplexity"], ".3f"),
-        _number(_ratio(row), ".3f"),
-        _number(row["params"], ",d"),
-        _number(row["bytes"] / 1e6, ",.1f"),
+        number(row.get("sparsity"), ".4f"),
+        number(row["perplexity"], ".3f"),
+        number(_ratio(row), ".3f"),
+        number(row["params"], ",d"),
+        number(row["bytes"] / 1e6, ",.1f"),
         # Ratios of the same rounds: tokens per second taken in different minutes do not compare.
-        _number(row.get("prefill_over_dense"), ".2f"),
-        _number(row.get("decode_over_dense"), ".2f"),
+        number(row.get("prefill_over_dense"), ".2f"),
+        number(row.get("decode_over_dense"), ".2f"),
     ]
 
 
@@ -83,5 +94,6 @@ def _ratio(row: dict[str, Any]) -> float | None:
     return None if row["perplexity"] is None else row["perplexity"] / row["dense_perplexity"]
 
 
-def _number(value: float | None, style: str) -> str:
+def number(value: float | None, style: str) -> str:
+    """A cell; empty where there is nothing to tell."""
     return "" if value is None else format(value, style)

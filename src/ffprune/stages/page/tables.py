@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ffprune.stages.table import columns, result_rows
+from ffprune.stages.table import best_rows, columns, number, result_rows
 
 _Row = Mapping[str, Any]
 
@@ -62,7 +62,7 @@ def zero_shot(summary: _Row) -> Table | None:
             *_named(row),
             task,
             metric,
-            *(_number(score, ".3f") for score in (value, scores.get(f"{metric}_stderr"))),
+            *(number(score, ".3f") for score in (value, scores.get(f"{metric}_stderr"))),
             str(scores.get("n", "")),
         ]
         for row in asked
@@ -89,28 +89,23 @@ def splits(text: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def headlines(summary: _Row) -> list[dict[str, str]]:
     """Of every sparsity: the best model that was measured, what is gone, and what that cost."""
-    dense, found = summary["dense"], []
-    for target in dict.fromkeys(row["sparsity_target"] for row in summary["rows"]):
-        finite = [row for row in summary["rows"] if row["sparsity_target"] == target and row["perplexity"] is not None]
-        if not finite:
-            continue
-        best = min(finite, key=lambda row: float(row["perplexity"]))
-        found.append(
-            {
-                "target": f"{target:.0%}",
-                "budget": "prunable weights" if best["budget"] == "parameters" else str(best["budget"]),
-                "method": str(best["method"]),
-                "path": str(best["path"]),
-                "perplexity": f"{best['perplexity']:.2f}",
-                "ratio": f"{best['perplexity'] / best['dense_perplexity']:.3f}",
-                "parameters": _change(best, dense, "params", ",d"),
-                "size": _change(best, dense, "bytes", ",.1f", 1e6),
-                "cache": _change(best, dense, "kv_cache_bytes_per_token", ",d"),
-                "prefill": f"{best['prefill_over_dense']:.2f}",
-                "decode": f"{best['decode_over_dense']:.2f}",
-            }
-        )
-    return found
+    dense = summary["dense"]
+    return [
+        {
+            "target": f"{best['sparsity_target']:.0%}",
+            "budget": "prunable weights" if best["budget"] == "parameters" else str(best["budget"]),
+            "method": str(best["method"]),
+            "path": str(best["path"]),
+            "perplexity": f"{best['perplexity']:.2f}",
+            "ratio": f"{best['perplexity'] / best['dense_perplexity']:.3f}",
+            "parameters": _change(best, dense, "params", ",d"),
+            "size": _change(best, dense, "bytes", ",.1f", 1e6),
+            "cache": _change(best, dense, "kv_cache_bytes_per_token", ",d"),
+            "prefill": f"{best['prefill_over_dense']:.2f}",
+            "decode": f"{best['decode_over_dense']:.2f}",
+        }
+        for best in best_rows(summary["rows"])
+    ]
 
 
 def _change(row: _Row, dense: _Row, key: str, style: str, unit: float | None = None) -> str:
@@ -125,8 +120,4 @@ def _models(summary: _Row) -> list[_Row]:
 
 
 def _named(row: _Row) -> list[str]:
-    return [str(row["method"]), _number(row.get("sparsity_target"), ".2f")]
-
-
-def _number(value: float | None, style: str) -> str:
-    return "" if value is None else format(value, style)
+    return [str(row["method"]), number(row.get("sparsity_target"), ".2f")]
