@@ -15,7 +15,7 @@ from pydantic import Field
 from run_page import attempt
 
 from ffprune.core.errors import FfpruneError
-from ffprune.stages.exhibits.papers import Granularity
+from ffprune.stages.exhibits.sweeping import Granularity
 from ffprune.stages.lifeline import hasten_exit
 from ffprune.stages.sweep import PAGE, prepare, publish_table
 

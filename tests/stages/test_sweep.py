@@ -11,7 +11,8 @@ from ruamel.yaml import YAML
 
 from ffprune.core.errors import ParameterError
 from ffprune.stages import sweep
-from ffprune.stages.exhibits.papers import comparison_methods, sweep_recipes
+from ffprune.stages.exhibits.papers import comparison_methods
+from ffprune.stages.exhibits.sweeping import sweep_recipes
 from ffprune.stages.params import read_yaml
 from ffprune.stages.record import METHOD
 from ffprune.stages.study import STAGES

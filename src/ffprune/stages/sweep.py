@@ -10,7 +10,7 @@ from typing import Any
 from ffprune.export.markdown import markdown_table
 from ffprune.stages.exhibits.comparison import comparison
 from ffprune.stages.exhibits.page import Rendered
-from ffprune.stages.exhibits.papers import sweep_recipes
+from ffprune.stages.exhibits.sweeping import sweep_recipes
 from ffprune.stages.launch import launch_sweep
 from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.recipes import check_onload

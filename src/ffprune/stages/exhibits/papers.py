@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
 import ffprune
-from ffprune.compress.table import COMPRESSORS
 from ffprune.core.tables import look_up
 from ffprune.stages.params import read_yaml, validate
 from ffprune.stages.sections import First, QuantiseParams, Recipe, Section
@@ -247,50 +246,9 @@ def comparison_methods() -> Comparison:
     return validate(_read("comparison"), FOLDER / "comparison.yaml", Comparison)
 
 
-#: What `ffprune sweep` varies besides models, methods and sparsities.
-Granularity = Literal["structured", "unstructured", "2:4", "4:8"]
-GRANULARITIES: tuple[str, ...] = get_args(Granularity)
-
-
-def sweep_recipes(
-    granularities: Sequence[str], sparsities: Sequence[float], methods: Sequence[str], full: bool
-) -> dict[str, dict[str, Any]]:
-    """The recipes of ``ffprune compare``, at other sparsities.
-
-    Args:
-        granularities: names of :data:`GRANULARITIES`.
-        sparsities: removed / prunable; none: those of ``ffprune compare``. An N:M pattern has its own.
-        methods: names; none: those of the short ``ffprune compare``.
-        full: as many trials as its full variant.
-
-    Returns:
-        Method name -> complete recipe, as plain values; the dense model is among them, for the ratios.
-
-    Raises:
-        ParameterError: an unknown name, a sparsity that none can have, or a method that no granularity is of.
-    """
-    table = comparison_methods().rows
-    for name in granularities:
-        look_up(dict.fromkeys(GRANULARITIES), name, "the granularity")
-    usual = {row.method for row in table if row.sparsities and row.sparsities.short}
-    fitting = [row for row in table if _granularity(row) in granularities]
-    for name in methods:
-        look_up({str(row.method): None for row in fitting}, name, f"the {' or '.join(granularities)} method")
-    rows = []
-    for row in fitting:
-        if row.method not in (methods or usual):
-            continue
-        known = row.sparsities or Choice(short=(), full=())
-        own = known.full if full else known.short or known.full
-        at = tuple(sparsities) if sparsities and not row.pattern else own
-        rows.append(row.model_copy(update={"sparsities": Choice[tuple[float, ...]](short=at, full=at)}))
-    return _recipes(_expand(rows, Choice(short=(), full=()), Asked(), full), Asked(), full)
-
-
-def _granularity(row: Row) -> str:
-    """SliceGPT and SVD-LLM count as structured: they make tensors smaller as well."""
-    compressor = COMPRESSORS[str(_methods().methods[str(row.method)]["compressor"])]
-    return row.pattern or ("unstructured" if compressor.granularity == "unstructured" else "structured")
+def compressor_of(method: str) -> str:
+    """The compressor of a method that the papers' rows name."""
+    return str(_methods().methods[method]["compressor"])
 
 
 def recipe_name(method: str, recipe: Recipe) -> str:
