@@ -42,11 +42,11 @@ class Unit:
     def __post_init__(self) -> None:
         if self.fixed and self.price is None:
             # No longer so much a granule: keeping half of them keeps more than half of the weights.
-            object.__setattr__(self, "price", self.table(self.params_per_granule, self.fixed))
+            object.__setattr__(self, "price", self.table(self.params_per_granule))
 
-    def table(self, granule: int, fixed: int) -> NDArray[np.int64]:
-        """The price of a unit whose granules cost the same, beside something that stays: int64 ``[granules + 1]``."""
-        return fixed + granule * np.arange(self.granules + 1, dtype=np.int64)
+    def table(self, granule: int) -> NDArray[np.int64]:
+        """The price where every granule costs the same beside the fixed weights: int64 ``[granules + 1]``."""
+        return self.fixed + granule * np.arange(self.granules + 1, dtype=np.int64)
 
     @property
     def params(self) -> int:

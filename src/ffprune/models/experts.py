@@ -73,7 +73,7 @@ class ExpertInput(ExpertLinear):
 
     channels_in = 0
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:  # type: ignore[override]  # an expert needs its tokens told
         """``[tokens, hidden]`` to ``[rows, width]``."""
         return self._each(x[routing.tokens], routing.sizes)
 
@@ -83,7 +83,7 @@ class ExpertOutput(ExpertLinear):
 
     channels_in = 1
 
-    def forward(self, rows: Tensor, routing: Routing) -> Tensor:  # type: ignore[override]
+    def forward(self, rows: Tensor, routing: Routing) -> Tensor:  # type: ignore[override]  # as ExpertInput
         """``[rows, width]``, weighted by the router, to ``[tokens, hidden]``: the sum over a token's experts."""
         outputs = self._each(rows, routing.sizes)
         summed = outputs.new_zeros(routing.total, self.out_features).index_add(0, routing.tokens, outputs)

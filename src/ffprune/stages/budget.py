@@ -121,7 +121,7 @@ def check_budget(view: ModelView, params: Params, latency: Path) -> None:
 
 def _macs(view: ModelView, facts: Facts) -> Sequence[Price]:
     return [
-        unit.table(macs, unit.fixed) if unit.fixed else macs
+        unit.table(macs) if unit.fixed else macs
         for unit, macs in zip(view.units, view.granule_macs(facts["context"]), strict=True)
     ]
 
