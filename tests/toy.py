@@ -14,6 +14,8 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 DVC = [sys.executable, "-m", "dvc"]
+#: Variables of the person or job that runs the tests, which nothing that these start may see.
+SETTINGS = ("DVC_", "FFPRUNE_", "MLFLOW_", "PREFECT_")
 DIAMOND = """
 stages:
   a: {cmd: "echo made > a.txt", deps: [a.in], outs: [a.txt]}
@@ -41,7 +43,7 @@ def make_repo(folder: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str = DIA
 def isolate(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the person or job that runs the tests reaches what they start."""
     for name in list(os.environ):
-        if name.startswith(("DVC_", "FFPRUNE_", "MLFLOW_", "PREFECT_")):
+        if name.startswith(SETTINGS):
             monkeypatch.delenv(name)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     monkeypatch.setenv("SHELL", "/bin/sh")

@@ -1,4 +1,4 @@
-"""A copy of the project to run commands in."""
+"""Copies of the project to run commands in."""
 
 from __future__ import annotations
 
@@ -7,12 +7,50 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.toy import REPO
+from tests.toy import REPO, SETTINGS
+
+
+def environment() -> dict[str, str]:
+    """Variables for a command in a copy: the `ffprune` of these tests, no settings of whoever runs them."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+
+
+def copy_project(folder: Path, *parts: str) -> None:
+    """What git has or would take of the project, or of some parts of it."""
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", *parts], cwd=REPO, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    for name in names:
+        # A recorded run of the default would only be restored here if its cache were shared; it is not.
+        if name != "dvc.lock" and (REPO / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPO / name, folder / name)
+
+
+def set_parameters(folder: Path, values: Mapping[str, Any]) -> None:
+    """Change parameters, by their dotted keys."""
+    file, yaml = folder / "params.yaml", YAML()
+    params = yaml.load(file)
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        section = params
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    yaml.dump(params, file)
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages whose command ran, by what `dvc repro` said."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
 class Workspace:
@@ -20,35 +58,17 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        names = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, check=True, capture_output=True, text=True
-        ).stdout.splitlines()
-        for name in names:
-            # A recorded run of the default would only be restored here if its cache were shared; it is not.
-            if name != "dvc.lock" and (REPO / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(REPO / name, folder / name)
+        copy_project(folder)
         for words in (
             ["init", "-q"],
             ["add", "-A"],
             ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"],
         ):
             subprocess.run(["git", *words], cwd=folder, check=True)
-        # No variable of the person or job that runs the tests reaches the pipeline.
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "FFPRUNE_", "MLFLOW_", "PREFECT_"))}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+        self.environment = environment()
 
     def set(self, values: dict[str, Any]) -> None:
-        file, yaml = self.folder / "params.yaml", YAML()
-        params = yaml.load(file)
-        for key, value in values.items():
-            *parents, last = key.split(".")
-            section = params
-            for parent in parents:
-                section = section[parent]
-            section[last] = value
-        yaml.dump(params, file)
+        set_parameters(self.folder, values)
 
     def run(self, *words: str) -> str:
         done = subprocess.run(
@@ -58,8 +78,7 @@ class Workspace:
         return done.stdout
 
     def stages_run(self) -> list[str]:
-        lines = self.run("-m", "dvc", "repro").splitlines()
-        return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+        return stages_run(self.run("-m", "dvc", "repro"))
 
     @property
     def summary(self) -> dict[str, Any]:

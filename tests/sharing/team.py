@@ -18,7 +18,7 @@ from ffprune.stages.lineage import recorded_hashes
 from ffprune.stages.record import RESULTS, STAGES, SUMMARY
 from ffprune.stages.run import call
 from tests.stages.tiny_project import MODELS, params, write_sources
-from tests.toy import REPO
+from tests.workspace import copy_project, environment, set_parameters, stages_run
 
 #: What a clone needs to run: no tests, no documents.
 _PARTS = ("dvc.yaml", "Makefile", ".dvc", ".dvcignore", ".gitignore", "data", "flows", "metrics", "mlruns", "models")
@@ -30,13 +30,10 @@ class Clone:
 
     def __init__(self, folder: Path, site: Path) -> None:
         self.folder = folder
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "FFPRUNE_", "MLFLOW_", "PREFECT_"))}
         packages = os.pathsep.join(filter(None, [str(folder / "src"), os.environ.get("PYTHONPATH")]))
         self.environment = {
-            **kept,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **environment(),
             "PYTHONPATH": packages,
-            "DVC_NO_ANALYTICS": "1",
             # Each person's own memory of hashes, as on machines of their own.
             "DVC_SITE_CACHE_DIR": str(site),
             "DVC_GLOBAL_CONFIG_DIR": str(site / "config"),
@@ -81,11 +78,7 @@ class Clone:
 
     def set(self, key: str, value: Any) -> None:
         """Change one parameter."""
-        file, yaml = self.folder / "params.yaml", YAML()
-        values = yaml.load(file)
-        section, _, name = key.partition(".")
-        values[section][name] = value
-        yaml.dump(values, file)
+        set_parameters(self.folder, {key: value})
 
     def commit(self, message: str) -> None:
         self.git("add", "-A")
@@ -101,19 +94,10 @@ class Clone:
         return self.folder / ".dvc" / "cache"
 
 
-def stages_run(output: str) -> list[str]:
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
-
-
 def found_project(folder: Path, site: Path) -> Clone:
     """The first person's folder after a run: the project as it is, with a tiny model and a small text."""
     folder.mkdir(parents=True)
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", *_PARTS], cwd=REPO, check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(REPO / name, folder / name)
+    copy_project(folder, *_PARTS)
     for name in (SUMMARY, RESULTS):
         (folder / name).unlink(missing_ok=True)
     with (folder / "params.yaml").open("w") as file:

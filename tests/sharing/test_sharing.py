@@ -15,7 +15,8 @@ import boto3
 import pytest
 
 from ffprune.stages.record import CURVES, LEVELS, REPAIRED, RESULTS, SEARCH_AGENT, STAGES
-from tests.sharing.team import Clone, colleague, stages_run
+from tests.sharing.team import Clone, colleague
+from tests.workspace import stages_run
 
 pytestmark = pytest.mark.slow
 
