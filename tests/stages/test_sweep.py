@@ -52,6 +52,8 @@ def test_wrong_names_are_refused_with_those_there_are() -> None:
         sweep_recipes(["structured"], [0.2], ["wanda"], full=False)
     with pytest.raises(ParameterError, match=r"sparsity"):
         sweep_recipes(["unstructured"], [1.2], ["wanda"], full=False)
+    with pytest.raises(ParameterError, match="sparsity 20 was asked for. It is a share"):
+        sweep_recipes(["structured"], [0.2, 20], [], full=False)
 
 
 def measured(name: str, perplexity: float, recipe: dict[str, Any]) -> dict[str, Any]:

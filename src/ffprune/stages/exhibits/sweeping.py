@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from ffprune.compress.table import COMPRESSORS
+from ffprune.core.errors import ParameterError
 from ffprune.core.tables import look_up
 from ffprune.stages.exhibits.papers import Choice, Row, comparison_methods, compressor_of
 
@@ -34,6 +35,13 @@ def sweep_recipes(
     table = comparison_methods().rows
     for name in granularities:
         look_up(dict.fromkeys(GRANULARITIES), name, "the granularity")
+    for share in sparsities:
+        if not 0 < share < 1:
+            raise ParameterError(
+                f"sparsity {share:g} was asked for",
+                "It is a share, removed / prunable weights: above 0 and below 1",
+                "Change --sparsity, to 0.2 for a fifth",
+            )
     usual = {row.method for row in table if row.sparsities and row.sparsities.short}
     fitting = [row for row in table if _granularity(row) in granularities]
     for name in methods:
