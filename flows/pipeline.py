@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import atexit
 import sys
-import threading
 from collections import Counter
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from ffprune.stages.environment import share_of_threads
 from ffprune.stages.exclusive import only_run
 from ffprune.stages.execution import SETTLED, Outcome, summarise_execution
 from ffprune.stages.graph import Plan, read_plan
+from ffprune.stages.lanes import Lanes, room
 from ffprune.stages.lifeline import hasten_exit
 from ffprune.stages.params import load_params
 from ffprune.stages.progress import on_terminal
@@ -52,19 +53,13 @@ class Execution:
     plan: Plan
     parent: str
     force: bool
-    workers: int
+    lanes: Lanes
     gpus: Slots
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
     processes: Processes = field(default_factory=Processes)
     bars: Bars = field(default_factory=Bars)
     attempts: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        # A semaphore, not the task runner's size: stages that are known to be unchanged need no slot.
-        self.slots = threading.BoundedSemaphore(self.workers)
-        # With several stages at once their bars would overwrite each other.
-        self.terminal = on_terminal() and self.workers == 1
 
     def settle(self, name: str) -> State[Any]:
         """Bring one stage up to date; the stages it waits for are settled."""
@@ -77,16 +72,21 @@ class Execution:
                 self.processes.stopped.wait(RETRY_AFTER_SECONDS[self.attempts[name] - 1])
             self.attempts[name] += 1
             gpus = self.gpus if computes(name) else Slots([])
-            # The GPU first: who waits for one must not keep a place that a stage without GPU could have.
-            with gpus.taken() as device, self.slots:
+            # Not the task runner's size: stages that are known to be unchanged need no lane. All others wait for the
+            # download, and how many lanes there are may depend on its model.
+            lane = nullcontext(1) if name == "download" else self.lanes.taken()
+            # The GPU first: who waits for one must not keep a lane that a stage without GPU could have.
+            with gpus.taken() as device, lane as count:
+                # With several stages at once their bars would overwrite each other.
+                terminal = on_terminal() and count == 1
                 done = reproduce(
                     name,
                     self.root,
-                    Output(self._echo, lambda line: self._log(name, line)),
+                    Output(_to_terminal if terminal else _nowhere, partial(self._log, name, terminal)),
                     self.processes,
                     force=self.force,
-                    terminal=self.terminal,
-                    variables={PARENT_VARIABLE: self.parent, **share_of_threads(self.workers), **device},
+                    terminal=terminal,
+                    variables={PARENT_VARIABLE: self.parent, **share_of_threads(count), **device},
                 )
             self.outcomes[name] = done.outcome
             if done.outcome == "failed":
@@ -103,23 +103,27 @@ class Execution:
         """Stages that are up to date."""
         return {name for name, outcome in self.outcomes.items() if outcome in SETTLED}
 
-    def _echo(self, chunk: bytes) -> None:
-        if self.terminal:
-            sys.stderr.buffer.write(chunk)
-            sys.stderr.flush()
-
-    def _log(self, name: str, line: str) -> None:
+    def _log(self, name: str, terminal: bool, line: str) -> None:
         get_run_logger().info(line)
         self.bars.show(name, line)
-        if not self.terminal:
+        if not terminal:
             print(f"[{name}] {line}", flush=True)
+
+
+def _to_terminal(chunk: bytes) -> None:
+    sys.stderr.buffer.write(chunk)
+    sys.stderr.flush()
+
+
+def _nowhere(chunk: bytes) -> None:
+    pass
 
 
 @flow(name="prune-pipeline", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)  # type: ignore[arg-type]
 def pipeline(
     stages: list[str] | None = None,
     force: bool = False,
-    workers: Annotated[int, Field(ge=1)] = 1,
+    workers: Annotated[int, Field(ge=0)] = 1,
     folder: str = ".",
 ) -> State[Any]:
     """Bring the pipeline up to date.
@@ -127,7 +131,7 @@ def pipeline(
     Args:
         stages: only these and what they need; everything when empty.
         force: run even what did not change.
-        workers: stages that may run at the same time (they share this machine's cores).
+        workers: stages that may run at the same time (they share this machine's cores); 0: as many as have room.
         folder: where the pipeline is: the project, or a study in it (studies/MODEL).
     """
     try:
@@ -145,10 +149,11 @@ def pipeline(
 
 def _run(stages: list[str], force: bool, workers: int) -> State[Any]:
     root, params = Path.cwd(), load_params()
-    gpus = Slots(slots_of(params.compute, params.workers))
+    slots = slots_of(params.compute, params.workers)
+    lanes = Lanes(workers, partial(room, root, params, slots))
     plan = read_plan(root, stages)
     store = open_store(params.tracking)
-    execution = Execution(root, plan, start_parent(store, "ffprune run"), force, workers, gpus)
+    execution = Execution(root, plan, start_parent(store, "ffprune run"), force, lanes, Slots(slots))
     status = "FAILED"
 
     @task(cache_policy=NO_CACHE, persist_result=False)

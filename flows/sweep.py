@@ -29,7 +29,7 @@ def sweep(
     sparsities: list[Share] | None = None,
     methods: list[str] | None = None,
     full: bool = False,
-    workers: Annotated[int, Field(ge=1)] = 1,
+    workers: Annotated[int, Field(ge=0)] = 0,
 ) -> State[Any]:
     """Measure methods on several models; `ffprune sweep --help` says more.
 
@@ -39,7 +39,7 @@ def sweep(
         sparsities: removed / prunable; those of `ffprune compare` when empty.
         methods: of those that `ffprune compare` knows; its short list when empty.
         full: as many trials as the full variant of `ffprune compare`.
-        workers: methods that may run at the same time.
+        workers: methods that may run at the same time; 0: as many as have room.
     """
     failed = []
     try:
@@ -66,7 +66,7 @@ def main(
     sparsity: Annotated[list[float] | None, typer.Option()] = None,
     method: Annotated[list[str] | None, typer.Option()] = None,
     full: bool = False,
-    workers: int = 1,
+    workers: int = 0,
 ) -> None:
     """Run the flow; status 1 when a stage failed."""
     tell(sweep(model, granularity, sparsity, method, full, workers, return_state=True))

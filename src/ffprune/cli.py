@@ -27,7 +27,10 @@ app.add_typer(profile, name="profile")
 app.add_typer(params, name="params")
 
 
-Workers = Annotated[int, typer.Option(min=1, help="Stages that may run at the same time; they share the processors.")]
+Workers = Annotated[
+    int,
+    typer.Option(min=0, help="Stages that may run at the same time, sharing processors; 0: as many as have room."),
+]
 
 
 @app.command()
@@ -71,27 +74,25 @@ def verify(
 
 
 Model = Annotated[str | None, typer.Option("--model", help="A profile; the one in params.yaml if none is named.")]
-Full = Annotated[
-    bool, typer.Option("--full", help="The paper's size; the short one fits 20 minutes on two cores (--workers 2).")
-]
+Full = Annotated[bool, typer.Option("--full", help="The paper's size; the short one fits 20 minutes on two cores.")]
 Show = Annotated[bool, typer.Option("--show", help="Run nothing; show what has been measured.")]
 
 
 @app.command()
-def reproduce(exhibit: str, model: Model = None, full: Full = False, show: Show = False, workers: Workers = 1) -> None:
+def reproduce(exhibit: str, model: Model = None, full: Full = False, show: Show = False, workers: Workers = 0) -> None:
     """Make a paper's table or figure again: ff-table-2, ss-fig-6, ms-table-4 ..."""
     from ffprune.stages.study import reproduce_exhibit
 
-    if not reproduce_exhibit(exhibit, model, full, 0 if show else workers):
+    if not reproduce_exhibit(exhibit, model, full, show, workers):
         sys.exit(1)
 
 
 @app.command()
-def compare(model: Model = None, full: Full = False, show: Show = False, workers: Workers = 1) -> None:
+def compare(model: Model = None, full: Full = False, show: Show = False, workers: Workers = 0) -> None:
     """Set all methods side by side at equal removed parameters."""
     from ffprune.stages.study import compare
 
-    if not compare(model, full, 0 if show else workers):
+    if not compare(model, full, show, workers):
         sys.exit(1)
 
 
@@ -111,14 +112,12 @@ def sweep(
     ] = None,
     full: Full = False,
     show: Show = False,
-    workers: Workers = 1,
+    workers: Workers = 0,
 ) -> None:
     """Run methods on several models at several sparsities and granularities, each model in its study; one table."""
     from ffprune.stages.sweep import run_sweep
 
-    run_sweep(
-        models or [], granularities or ["structured"], sparsities or [], methods or [], full, 0 if show else workers
-    )
+    run_sweep(models or [], granularities or ["structured"], sparsities or [], methods or [], full, show, workers)
 
 
 @app.command()

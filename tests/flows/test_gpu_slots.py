@@ -12,6 +12,7 @@ import pytest
 
 from ffprune.stages.devices import VARIABLE, Slots
 from ffprune.stages.graph import Plan
+from ffprune.stages.lanes import Lanes
 from ffprune.stages.reproduce import Reproduced
 from tests.flows.modules import load
 
@@ -38,7 +39,7 @@ def test_two_gpus_serve_two_searches_and_the_report_needs_none(monkeypatch: pyte
     monkeypatch.setattr(module, "reproduce", pretend)
     searches = [f"method@{number}" for number in range(4)]
     plan = Plan(dict.fromkeys([*searches, "report", "download"], ()), frozenset([*searches, "report", "download"]))
-    execution = module.Execution(Path.cwd(), plan, "parent", False, 6, Slots(["0", "1"]))
+    execution = module.Execution(Path.cwd(), plan, "parent", False, Lanes(6, lambda: 0), Slots(["0", "1"]))
     with ThreadPoolExecutor(6) as pool:
         # The report goes with the first two searches, the download with the others.
         names = [*searches[:2], "report"]

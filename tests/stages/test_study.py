@@ -110,13 +110,13 @@ def test_studies_share_the_projects_documents_of_tasks(project: Path) -> None:
 
 def test_wrong_names_are_refused_with_those_there_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParameterError, match=r"ff-table-9.*ff-table-2"):
-        study.reproduce_exhibit("ff-table-9", "tiny", full=False, workers=1)
+        study.reproduce_exhibit("ff-table-9", "tiny", full=False, show=False, workers=1)
     with pytest.raises(ParameterError, match="'gpt-5'.*tiny"):
-        study.reproduce_exhibit("ms-table-1", "gpt-5", full=False, workers=1)
+        study.reproduce_exhibit("ms-table-1", "gpt-5", full=False, show=False, workers=1)
     assert not Path("studies").exists()
     monkeypatch.chdir(project / "profiles")
     with pytest.raises(MissingInput, match="profiles/"):
-        study.compare("tiny", full=False, workers=1)
+        study.compare("tiny", full=False, show=False, workers=1)
 
 
 def ffprune(*words: str) -> subprocess.CompletedProcess[str]:

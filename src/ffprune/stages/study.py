@@ -35,14 +35,15 @@ REPORTS = Path("reports")
 STAGES = ("download", "calibrate", "sensitivity", "decide", "method")
 
 
-def reproduce_exhibit(name: str, model: str | None, full: bool, workers: int) -> bool:
+def reproduce_exhibit(name: str, model: str | None, full: bool, show: bool, workers: int) -> bool:
     """Run what a table or figure needs, then print and write it.
 
     Args:
         name: such as ``ff-table-2``.
         model: a profile; None: the one in use.
         full: the paper's size instead of the short one.
-        workers: methods at the same time; 0: run none, only show what has been measured.
+        show: run nothing, only show what has been measured.
+        workers: methods at the same time; 0: as many as this machine has room for.
 
     Returns:
         Whether every stage succeeded.
@@ -54,7 +55,7 @@ def reproduce_exhibit(name: str, model: str | None, full: bool, workers: int) ->
     recipes = chosen.recipes(full)
     study, folder = open_study(model, recipes)
     what, needed = f"{chosen.heading}: {chosen.title}, on {study}", ["sensitivity"] if chosen.traces else []
-    done = not workers or _run(folder, what, chosen.minutes.of(full), workers, recipes, needed)
+    done = show or _run(folder, what, chosen.minutes.of(full), workers, recipes, needed)
     traces = folder / TRACES
     shown = render(
         chosen,
@@ -67,13 +68,13 @@ def reproduce_exhibit(name: str, model: str | None, full: bool, workers: int) ->
     return done
 
 
-def compare(model: str | None, full: bool, workers: int) -> bool:
+def compare(model: str | None, full: bool, show: bool, workers: int) -> bool:
     """Every method beside the others at equal removed parameters; arguments as :func:`reproduce_exhibit`."""
     methods = comparison_methods()
     recipes = methods.recipes(full)
     study, folder = open_study(model, recipes)
     what = f"{len(recipes)} methods on {study}"
-    done = not workers or _run(folder, what, methods.minutes.of(full), workers, recipes)
+    done = show or _run(folder, what, methods.minutes.of(full), workers, recipes)
     everything = load_params(folder / PARAMS_FILE).methods
     _publish(folder, "comparison", comparison(results_of(folder, everything), setting_of(folder, study)))
     return done
@@ -163,7 +164,7 @@ def _run(
     folder: Path, what: str, minutes: int, workers: int, recipes: Iterable[str], besides: Sequence[str] = ()
 ) -> bool:
     """The pipeline's own flow, in the study; says what it will cost before it starts."""
-    cost = f"about {minutes} minutes on two cores (--workers 2) with the default model, if nothing is cached"
+    cost = f"about {minutes} minutes on two cores with the default model, if nothing is cached"
     print(f"{what}; {cost}", flush=True)
     stages = [*(METHOD.of(key).name for key in recipes), *besides]
     words = [sys.executable, "-m", "ffprune", "run", "--workers", str(workers), *stages]

@@ -67,11 +67,12 @@ def run_sweep(
     sparsities: Sequence[float],
     methods: Sequence[str],
     full: bool,
+    show: bool,
     workers: int,
 ) -> None:
-    """Check everything, then become the flow; with no workers only show what has been measured."""
+    """Check everything, then become the flow; or only show what has been measured."""
     parts = prepare(models, granularities, sparsities, methods, full)
-    if not workers:
+    if show:
         publish_table(parts)
         return
     count = sum(len(part.recipes) for part in parts)
