@@ -62,6 +62,8 @@ HERE = Path(__file__).resolve().parent
 RUNS, RESULTS = HERE / "results" / "search_runs.json", HERE / "results" / "search.json"
 BOUNDS, STEP, FIXED, SAMPLES = Bounds(0.2, 1.0), 32, 16, 2
 COMMAND = "python benchmarks/search.py"
+ROUNDS = 12
+"""Turns in which each part of the cost is measured first, second and last."""
 TRIALS = 48
 """Of ours; what the others spend is measured against it."""
 Curves = list[NDArray[np.float64]]
@@ -301,21 +303,33 @@ def _cost(bench: Bench) -> dict[str, list[float]]:
     assert levels is not None
     for index in range(len(bench.units)):
         levels.make(index, 1)
-    for _ in range(22):
+    clock = time.perf_counter
+
+    def trial(kind: str, reward: ModelReward, policy: Allocation) -> None:
+        reward._known.clear()
+        begun = clock()
+        reward(policy, SAMPLES, 0)
+        seconds[kind].append(clock() - begun)
+
+    def forward(policy: Allocation) -> None:
+        begun = clock()
+        reduce_logits(bench.plan.view.model, windows, 8, lambda logits, labels, first: logits[:, 0].float())
+        seconds["forward"].append(clock() - begun)
+
+    parts: list[Callable[[Allocation], None]] = [
+        partial(trial, "trial", bench.reward),
+        partial(trial, "perplexity_trial", plain),
+        forward,
+    ]
+    for turn in range(2 + 3 * ROUNDS):
         policy = problem.allocate(rng.normal(0, 0.3, len(bench.units)), 0.2)
-        clock = time.perf_counter
         # Like a search's policies, these share some levels and not others; no level is made beforehand.
         begun = clock()
         bench.plan.apply(policy)
         seconds["set"].append(clock() - begun)
-        for kind, reward in (("trial", bench.reward), ("perplexity_trial", plain)):
-            reward._known.clear()
-            begun = clock()
-            reward(policy, SAMPLES, 0)
-            seconds[kind].append(clock() - begun)
-        begun = clock()
-        reduce_logits(bench.plan.view.model, windows, 8, lambda logits, labels, first: logits[:, 0].float())
-        seconds["forward"].append(clock() - begun)
+        # Each is the first behind the setting as often as the others: the weights are not in the cache then.
+        for part in parts[turn % 3 :] + parts[: turn % 3]:
+            part(policy)
     return {name: values[2:] for name, values in seconds.items()}
 
 

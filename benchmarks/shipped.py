@@ -2,11 +2,13 @@
 
 Policies are those of dynamic programming over the project's loss curves, at 20, 30 and 50% of the parameters. The gain
 in prefill is told as a share of the multiply-adds that went: 1 is a model that is faster by all that was taken out of
-it. FFN widths in multiples of several numbers, at 30%, say what round widths are worth and what they cost in loss.
+it. FFN widths in multiples of several numbers, at 30%, say what round widths are worth and what they cost in loss. GGUF
+files run in llama.cpp, where llama-cpp-python is installed (ffprune[llama-cpp]).
 
-    python benchmarks/shipped.py [--project FOLDER]
+    python benchmarks/shipped.py [--project FOLDER] [speed] [loading] [gguf]
 
 It needs what `make run` makes up to the stage sensitivity; without it says so and ends. A quarter of an hour or more.
+Parts that are not named keep their figures.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +37,8 @@ from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.core.budget import Bounds
 from ffprune.core.units import Allocation
 from ffprune.evaluate.speed import Speed, measure
-from ffprune.models.checkpoint import load_model, save_model
+from ffprune.export.gguf import write_gguf
+from ffprune.models.checkpoint import load_model, load_tokenizer, save_model
 from ffprune.models.surgery import light_copy, slice_model
 from ffprune.models.view import ModelView
 from ffprune.stages.artifacts import read_json
@@ -52,6 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--project", type=Path, default=HERE.parent)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all if none is named")
     chosen = parser.parse_args()
     if chosen.load:
         return _load(chosen.load)
@@ -59,10 +64,14 @@ def main() -> int:
         print(f"skipped: {chosen.project} has no {CURVES}; make run makes it", file=sys.stderr)
         return 0
     torch.set_float32_matmul_precision(load_params(chosen.project / "params.yaml").compute.matmul_precision)
-    rows = speed(chosen.project) + loading(chosen.project)
-    RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    for row in rows:
-        print(f"{row['metric']}: {row['value']} ({row['low']} to {row['high']})")
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
+    for name, part in PARTS.items():
+        if not chosen.parts or name in chosen.parts:
+            measured = [{"part": name, **row} for row in part(chosen.project)]
+            rows = [row for row in rows if row["part"] != name] + measured
+            RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            for row in measured:
+                print(f"{row['metric']}: {row['value']} ({row['low']} to {row['high']})", flush=True)
     return 0
 
 
@@ -150,6 +159,65 @@ def loading(project: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def gguf(project: Path) -> list[dict[str, Any]]:
+    """Prefill, decode and file size in llama.cpp against the dense model's file, of the same number format."""
+    try:
+        import llama_cpp  # type: ignore[import-not-found]  # an extra
+    except ImportError:
+        print("gguf skipped: llama-cpp-python is not installed", file=sys.stderr)
+        return []
+    dense = load_model(project / DENSE, torch.float32)
+    losses, tokenizer = read_losses(project), load_tokenizer(project / DENSE)
+    models = {"dense": dense} | {f"{s:.0%}": pruned(dense, policy_of(dense, losses, s)) for s in SPARSITIES}
+    rows = []
+    for kind in ("f16", "q8_0"):
+        with tempfile.TemporaryDirectory() as place:
+            files = {name: Path(place) / f"{name}.gguf" for name in models}
+            for name, model in models.items():
+                write_gguf(model, tokenizer, files[name], kind)
+            size = {name: file.stat().st_size for name, file in files.items()}
+            threads = torch.get_num_threads()
+            loaded = {
+                name: llama_cpp.Llama(
+                    str(file),
+                    n_ctx=2 * PREFILL,
+                    n_batch=PREFILL,
+                    n_ubatch=PREFILL,
+                    n_threads=threads,
+                    n_threads_batch=threads,
+                    flash_attn=True,
+                    verbose=False,
+                )
+                for name, file in files.items()
+            }
+            # One turn to warm up.
+            turns = [{name: _timed(model) for name, model in loaded.items()} for _ in range(1 + ROUNDS)][1:]
+            for model in loaded.values():
+                model.close()
+        for name in list(models)[1:]:
+            setting = f"llama.cpp ({llama_cpp.__version__} of llama-cpp-python), {kind}, {threads} threads, {name}"
+            for what, index in ((f"prefill of {PREFILL}", 0), (f"decode of {DECODE}", 1)):
+                ratios = [turn["dense"][index] / turn[name][index] for turn in turns]
+                rows.append(
+                    _row(f"{what.split()[0]}_over_dense_gguf_{name}_{kind}", ratios, "report", f"{what}, {setting}")
+                )
+            speeds = [DECODE / turn[name][1] for turn in turns]
+            rows.append(_row(f"decode_tokens_per_second_gguf_{name}_{kind}", speeds, "report", setting))
+            rows.append(_row(f"bytes_over_dense_gguf_{name}_{kind}", [size[name] / size["dense"]], "report", setting))
+    return rows
+
+
+def _timed(model: Any) -> tuple[float, float]:
+    """Seconds to read a prompt, and to write behind it."""
+    model.reset()
+    started = time.perf_counter()
+    model.eval([(97 * i) % 40_000 + 100 for i in range(PREFILL)])
+    read = time.perf_counter()
+    for token in range(DECODE):
+        model.eval([token + 100])
+    return read - started, time.perf_counter() - read
+
+
 def _loaded(folder: Path) -> dict[str, float]:
     answer = subprocess.run([sys.executable, __file__, "--load", folder], check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
@@ -166,6 +234,9 @@ def _load(folder: Path) -> int:
     seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "memory": psutil.Process().memory_info().rss - before}))
     return 0
+
+
+PARTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {"speed": speed, "loading": loading, "gguf": gguf}
 
 
 if __name__ == "__main__":

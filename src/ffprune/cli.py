@@ -143,7 +143,7 @@ def plan(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A folder with config.json and safetensors.")],
+    path: Annotated[Path, typer.Argument(help="A folder with config.json and safetensors, or a GGUF file.")],
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Show what a model folder holds: widths of every layer, zeros, bytes, how it loads."""

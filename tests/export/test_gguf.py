@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import MistralConfig
 
-from ffprune.core.errors import ParameterError, UnsupportedArchitecture
+from ffprune.core.errors import MissingInput, ParameterError, UnsupportedArchitecture
 from ffprune.export import gguf_quantize, gguf_tensors
 from ffprune.export.gguf import write_gguf
 from ffprune.export.gguf_check import check_gguf
@@ -20,6 +21,7 @@ from ffprune.models.layer_config import write_layer_config
 from ffprune.models.surgery import slice_unit
 from ffprune.models.view import ModelView
 from ffprune.models.weights import CorruptModel
+from ffprune.stages.inspect import print_inspection
 from tests.export.conftest import CONFIGS, UNEVEN, build, byte_tokenizer
 from tests.models.conftest import build as build_family
 
@@ -139,7 +141,7 @@ def test_every_layer_is_ordered_by_its_own_heads(tmp_path) -> None:
 
 def test_widths_are_filled_up_where_rows_are_quantised(tmp_path) -> None:
     model = build(widths=UNEVEN, hidden_size=64)
-    counts = write_gguf(model, byte_tokenizer(), tmp_path / "m.gguf", "q8_0")
+    counts = write_gguf(model, byte_tokenizer(), tmp_path / "m.gguf", "q8_0").formats
     assert counts == {"Q8_0": 1 + 4 * 7, "F32": 4 * 2 + 1}
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     assert reader.fields["deci.feed_forward_length"].contents() == [64, 64, 32, 32]
@@ -152,7 +154,7 @@ def test_widths_are_filled_up_where_rows_are_quantised(tmp_path) -> None:
 
 
 def test_rows_that_cannot_be_quantised_are_counted(tmp_path) -> None:
-    counts = write_gguf(build(widths=UNEVEN), byte_tokenizer(), tmp_path / "m.gguf", "q8_0")
+    counts = write_gguf(build(widths=UNEVEN), byte_tokenizer(), tmp_path / "m.gguf", "q8_0").formats
     assert counts["F16"] > 0  # the hidden width is 48
     assert counts["Q8_0"] == 4 + 4  # ffn_down and attn_output
 
@@ -232,6 +234,48 @@ def test_names_of_tensors_are_checked(tmp_path) -> None:
     path.write_bytes(b"XXXX" + data[4:])
     with pytest.raises(CorruptModel, match="magic"):
         check_gguf(path)
+
+
+def test_numbers_that_changed_are_found_out(tmp_path) -> None:
+    path = written(tmp_path)
+    assert check_gguf(path).sealed
+    data = bytearray(path.read_bytes())
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.1.ffn_up.weight")
+    data[tensor.data_offset + 5] ^= 1  # as good a number as it was
+    path.write_bytes(data)
+    with pytest.raises(CorruptModel, match="not as ffprune wrote it"):
+        check_gguf(path)
+
+
+def test_metadata_that_changed_are_found_out(tmp_path) -> None:
+    path = written(tmp_path)
+    data = path.read_bytes()
+    theta = struct.pack("<f", 10000.0)
+    assert data.count(theta) == 1
+    path.write_bytes(data.replace(theta, struct.pack("<f", 500.0)))
+    with pytest.raises(CorruptModel, match="not as ffprune wrote it"):
+        check_gguf(path)
+
+
+def test_a_file_of_another_program_has_no_checksum(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("ffprune.export.gguf.add_seal", lambda writer: None)
+    monkeypatch.setattr("ffprune.export.gguf.close_seal", lambda path: None)
+    assert not check_gguf(written(tmp_path)).sealed
+
+
+def test_a_file_is_inspected(tmp_path, capsys) -> None:
+    path = written(tmp_path, widths=UNEVEN)
+    print_inspection(path, as_json=False)
+    shown = capsys.readouterr().out
+    assert "deci" in shown
+    assert "bytes are those that ffprune wrote" in shown
+    print_inspection(path, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["groups"] == [groups for groups, _ in UNEVEN]
+    assert found["channels"] == [channels for _, channels in UNEVEN]
+    assert found["heads"] == [2 * groups for groups, _ in UNEVEN]
+    with pytest.raises(MissingInput, match="no such file"):
+        print_inspection(tmp_path / "none.gguf", as_json=False)
 
 
 def test_a_window_that_is_not_used_is_none(tmp_path) -> None:

@@ -25,8 +25,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.core.tables import look_up
 from ffprune.export.extras import needed
-from ffprune.export.gguf_check import check_gguf
+from ffprune.export.gguf_check import Contents, check_gguf
 from ffprune.export.gguf_quantize import quantize
+from ffprune.export.gguf_seal import add_seal, close_seal
 from ffprune.export.gguf_tensors import BLOCK, Entry, llama_entries
 from ffprune.export.gguf_vocabulary import read_vocabulary
 from ffprune.models.view import ModelView
@@ -73,8 +74,8 @@ def write_gguf(
     kind: str = "f16",
     name: str = "model",
     license: str | None = None,
-) -> dict[str, int]:
-    """Write a model and its tokenizer as one GGUF file, and read it back.
+) -> Contents:
+    """Write a model and its tokenizer as one GGUF file, with a checksum inside, and read it back.
 
     Layers all alike make an ordinary ``llama``; else the architecture is ``deci``. Weights are converted one at a time.
 
@@ -87,7 +88,7 @@ def write_gguf(
         license: of the model, as an SPDX identifier; None: unknown, and left out.
 
     Returns:
-        Number format -> how many tensors have it: those that cannot be quantised are told apart here.
+        What the file holds.
 
     Raises:
         UnsupportedArchitecture: llama.cpp would compute something else.
@@ -118,12 +119,14 @@ def write_gguf(
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_shape(writer, view, entries[0].shape, widths)
         vocabulary.write(writer)
+        add_seal(writer)
         try:
             _write_tensors(writer, entries, row)
         finally:
             writer.close()
         if row.quantized_by_llama:
             quantize(written, path, row.file_type)
+        close_seal(path)
     finally:
         if written != path:
             written.unlink(missing_ok=True)

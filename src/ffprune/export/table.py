@@ -64,8 +64,8 @@ def _gguf(request: Request) -> list[str]:
 
     model, tokenizer = load_model(request.folder, stored_dtype(request.folder)), load_tokenizer(request.folder)
     known = request.provenance
-    counts = write_gguf(model, tokenizer, request.out, request.kind, known.name, known.license)
-    return [f"tensors: {', '.join(f'{count} {name}' for name, count in counts.items())}"]
+    written = write_gguf(model, tokenizer, request.out, request.kind, known.name, known.license)
+    return [f"tensors: {', '.join(f'{count} {name}' for name, count in written.formats.items())}"]
 
 
 def _compressed(request: Request) -> list[str]:
