@@ -32,7 +32,7 @@ from ffprune.stages.exclusive import only_run
 from ffprune.stages.execution import SETTLED, Outcome, summarise_execution
 from ffprune.stages.graph import Plan, read_plan
 from ffprune.stages.lanes import Lanes, room
-from ffprune.stages.lifeline import hasten_exit
+from ffprune.stages.lifeline import hasten_exit, leave_on_sigterm
 from ffprune.stages.params import load_params
 from ffprune.stages.progress import on_terminal
 from ffprune.stages.record import computes
@@ -220,4 +220,5 @@ def tell(state: State[Any]) -> None:
 
 if __name__ == "__main__":
     atexit.register(hasten_exit)
+    leave_on_sigterm()
     typer.run(main)

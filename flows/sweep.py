@@ -16,7 +16,7 @@ from run_page import attempt
 
 from ffprune.core.errors import FfpruneError
 from ffprune.stages.exhibits.sweeping import Granularity
-from ffprune.stages.lifeline import hasten_exit
+from ffprune.stages.lifeline import hasten_exit, leave_on_sigterm
 from ffprune.stages.sweep import PAGE, prepare, publish_table
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -74,4 +74,5 @@ def main(
 
 if __name__ == "__main__":
     atexit.register(hasten_exit)
+    leave_on_sigterm()
     typer.run(main)

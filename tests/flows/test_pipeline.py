@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ffprune.stages.environment import share_of_threads
@@ -123,8 +124,8 @@ def test_a_run_beside_another_is_refused(make: MakeRepo) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_flow_leaves_no_stage_behind(make: MakeRepo, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_flow_leaves_no_stage_and_no_server_behind(make: MakeRepo, number: signal.Signals) -> None:
     tie = "from ffprune.stages.lifeline import die_with_parent as d; d(); import time; time.sleep(200)"
     command = f"echo $$ >> pids; exec {sys.executable} -c '{tie}'"
     # Two that need nothing of each other: the one that waits for its turn must not begin.
@@ -138,14 +139,16 @@ def test_a_stopped_flow_leaves_no_stage_behind(make: MakeRepo, number: signal.Si
     )
     assert wait_until(lambda: Path("pids").exists() and Path("pids").read_text() != "", 120)
     stage = int(Path("pids").read_text())
+    (server,) = (child for child in psutil.Process(process.pid).children() if "uvicorn" in child.cmdline())
     time.sleep(3)  # it ties itself to its parent once Python is up
     os.kill(process.pid, number)
     ended = wait_until(lambda: not alive(stage), 2)
     process.wait(60)
     assert ended
+    assert wait_until(lambda: not server.is_running(), 10)
     assert process.returncode != 0
     assert len(Path("pids").read_text().split()) == 1
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         (tags,) = parents()[1]
         assert {tags["stage.one"], tags["stage.two"]} == {"stopped", "not run"}
 

@@ -19,11 +19,21 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent ends, and turn SIGTERM into an orderly exit.
+    """Ask the kernel for SIGTERM when the parent ends, and turn SIGTERM into an orderly exit."""
+    leave_on_sigterm()
+    follow_parent()
+
+
+def leave_on_sigterm() -> None:
+    """End in order at SIGTERM: what was to be done at exit is done, which Python by itself leaves out."""
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def follow_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent ends.
 
     Only Linux has this; elsewhere a killed parent is noticed by nobody.
     """
-    signal.signal(signal.SIGTERM, _leave)
     if not sys.platform.startswith("linux"):
         return
     parent = int(os.environ.pop(STARTER_VARIABLE, os.getppid()))
