@@ -2,10 +2,10 @@
 
 Policies are those of dynamic programming over the project's loss curves, at 20, 30 and 50% of the parameters. The gain
 in prefill is told as a share of the multiply-adds that went: 1 is a model that is faster by all that was taken out of
-it. FFN widths in multiples of several numbers, at 30%, say what round widths are worth and what they cost in loss. GGUF
-files run in llama.cpp, where llama-cpp-python is installed (ffprune[llama-cpp]).
+it. A model of 1.2 billion random weights stands for larger ones. FFN widths in multiples of several numbers, at 30%,
+say what round widths are worth and what they cost in loss. GGUF files run in llama.cpp, compiled for any processor.
 
-    python benchmarks/shipped.py [--project FOLDER] [speed] [loading] [gguf]
+    python benchmarks/shipped.py [--project FOLDER] [speed] [large] [loading] [gguf]
 
 It needs what `make run` makes up to the stage sensitivity; without it says so and ends. A quarter of an hour or more.
 Parts that are not named keep their figures.
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,9 +32,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import psutil
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.allocate.uniform import uniform
 from ffprune.core.budget import Bounds
 from ffprune.core.units import Allocation
 from ffprune.evaluate.speed import Speed, measure
@@ -43,12 +45,22 @@ from ffprune.models.surgery import light_copy, slice_model
 from ffprune.models.view import ModelView
 from ffprune.stages.artifacts import read_json
 from ffprune.stages.params import load_params
+from ffprune.stages.plan import meta_model
 from ffprune.stages.record import CURVES, DENSE
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "shipped.json"
 COMMAND = "python benchmarks/shipped.py"
 PREFILL, DECODE, ROUNDS, LOADS = 512, 16, 9, 5
+LARGE = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128_256,
+    "tie_word_embeddings": True,
+}
 SPARSITIES, STEPS, STEP = (0.2, 0.3, 0.5), (1, 8, 32, 64, 128), 32
 
 
@@ -91,6 +103,24 @@ def speed(project: Path) -> list[dict[str, Any]]:
             loss = sum(float(c[k]) for c, k in zip(losses, policy.kept, strict=True))
             if name.startswith("step"):
                 rows.append(_row(f"predicted_loss_{name.replace(' ', '_')}", [loss], "report", setting))
+    return rows
+
+
+def large(project: Path) -> list[dict[str, Any]]:
+    """Prefill and decode of a model of 1.2 billion random weights, all units cut alike, in bfloat16."""
+    del project
+    empty: Any = meta_model(AutoConfig.for_model("llama", **LARGE))
+    dense: Any = empty.to(torch.bfloat16).to_empty(device="cpu").eval()
+    for tensor in (*dense.parameters(), *dense.buffers()):
+        tensor.requires_grad_(False).normal_(0, 0.02)
+    units = ModelView(dense).units
+    models = {"dense": dense}
+    models |= {f"{s:.0%}": pruned(dense, uniform(units, s, Bounds(0.05, 1.0))) for s in SPARSITIES}
+    found = measure(models, PREFILL, DECODE, repeats=ROUNDS)
+    rows = []
+    for name in list(models)[1:]:
+        setting = f"bfloat16, {torch.get_num_threads()} threads, shape of Llama 3.2 1B, {name}"
+        rows += _rows(f"1b_{name}", found[name], 1 - macs(models[name]) / macs(dense), setting)
     return rows
 
 
@@ -161,11 +191,6 @@ def loading(project: Path) -> list[dict[str, Any]]:
 
 def gguf(project: Path) -> list[dict[str, Any]]:
     """Prefill, decode and file size in llama.cpp against the dense model's file, of the same number format."""
-    try:
-        import llama_cpp  # type: ignore[import-not-found]  # an extra
-    except ImportError:
-        print("gguf skipped: llama-cpp-python is not installed", file=sys.stderr)
-        return []
     dense = load_model(project / DENSE, torch.float32)
     losses, tokenizer = read_losses(project), load_tokenizer(project / DENSE)
     models = {"dense": dense} | {f"{s:.0%}": pruned(dense, policy_of(dense, losses, s)) for s in SPARSITIES}
@@ -176,46 +201,37 @@ def gguf(project: Path) -> list[dict[str, Any]]:
             for name, model in models.items():
                 write_gguf(model, tokenizer, files[name], kind)
             size = {name: file.stat().st_size for name, file in files.items()}
-            threads = torch.get_num_threads()
-            loaded = {
-                name: llama_cpp.Llama(
-                    str(file),
-                    n_ctx=2 * PREFILL,
-                    n_batch=PREFILL,
-                    n_ubatch=PREFILL,
-                    n_threads=threads,
-                    n_threads_batch=threads,
-                    flash_attn=True,
-                    verbose=False,
-                )
-                for name, file in files.items()
-            }
+            servers = {name: _server(file) for name, file in files.items()}
             # One turn to warm up.
-            turns = [{name: _timed(model) for name, model in loaded.items()} for _ in range(1 + ROUNDS)][1:]
-            for model in loaded.values():
-                model.close()
+            turns = [{name: _answer(server) for name, server in servers.items()} for _ in range(1 + ROUNDS)][1:]
         for name in list(models)[1:]:
-            setting = f"llama.cpp ({llama_cpp.__version__} of llama-cpp-python), {kind}, {threads} threads, {name}"
-            for what, index in ((f"prefill of {PREFILL}", 0), (f"decode of {DECODE}", 1)):
-                ratios = [turn["dense"][index] / turn[name][index] for turn in turns]
-                rows.append(
-                    _row(f"{what.split()[0]}_over_dense_gguf_{name}_{kind}", ratios, "report", f"{what}, {setting}")
-                )
-            speeds = [DECODE / turn[name][1] for turn in turns]
-            rows.append(_row(f"decode_tokens_per_second_gguf_{name}_{kind}", speeds, "report", setting))
+            setting = f"{kind}, {torch.get_num_threads()} threads, xllamacpp {version('xllamacpp')}, {name}"
+            for what, tokens in (("prefill", f"prefill of {PREFILL}"), ("decode", f"{DECODE} tokens")):
+                ratios = [turn[name][what] / turn["dense"][what] for turn in turns]
+                rows.append(_row(f"{what}_over_dense_gguf_{name}_{kind}", ratios, "report", f"{tokens}, {setting}"))
+                speeds = [turn[name][what] for turn in turns]
+                rows.append(_row(f"{what}_tokens_per_s_gguf_{name}_{kind}", speeds, "report", f"{tokens}, {setting}"))
             rows.append(_row(f"bytes_over_dense_gguf_{name}_{kind}", [size[name] / size["dense"]], "report", setting))
     return rows
 
 
-def _timed(model: Any) -> tuple[float, float]:
-    """Seconds to read a prompt, and to write behind it."""
-    model.reset()
-    started = time.perf_counter()
-    model.eval([(97 * i) % 40_000 + 100 for i in range(PREFILL)])
-    read = time.perf_counter()
-    for token in range(DECODE):
-        model.eval([token + 100])
-    return read - started, time.perf_counter() - read
+def _server(file: Path) -> Any:
+    """llama.cpp's server, in this process."""
+    import xllamacpp  # type: ignore[import-untyped]  # a compiled module
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers = str(file), 2 * PREFILL, 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+    params.verbosity = -1
+    return xllamacpp.Server(params)
+
+
+def _answer(server: Any) -> dict[str, float]:
+    """Tokens a second, as llama.cpp times them."""
+    prompt = [(97 * i) % 40_000 + 100 for i in range(PREFILL)]
+    asked = {"prompt": prompt, "n_predict": DECODE, "ignore_eos": True, "cache_prompt": False, "temperature": -1.0}
+    timed = server.handle_completions(asked)["timings"]
+    return {"prefill": timed["prompt_per_second"], "decode": timed["predicted_per_second"]}
 
 
 def _loaded(folder: Path) -> dict[str, float]:
@@ -236,7 +252,12 @@ def _load(folder: Path) -> int:
     return 0
 
 
-PARTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {"speed": speed, "loading": loading, "gguf": gguf}
+PARTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "speed": speed,
+    "large": large,
+    "loading": loading,
+    "gguf": gguf,
+}
 
 
 if __name__ == "__main__":

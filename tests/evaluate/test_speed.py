@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import ParameterError
+from ffprune.evaluate.logits import last_logits
 from ffprune.evaluate.speed import measure
 from tests.tiny import MODELS, llama
 
@@ -20,11 +21,18 @@ def test_every_family_is_timed(name: str) -> None:
     assert result.prefill_ratios == result.decode_ratios == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prefill_gives_the_logits_behind_the_last_token(name: str) -> None:
+    model, tokens = MODELS[name]().eval(), torch.arange(12).reshape(2, 6)
+    with torch.inference_mode():
+        assert torch.allclose(last_logits(model, tokens), model(tokens).logits[:, -1], atol=1e-5)
+
+
 def test_models_take_turns_after_a_warm_up() -> None:
     calls: list[tuple[str, int]] = []
     models = {name: llama() for name in "abc"}
     for name, model in models.items():
-        model.register_forward_pre_hook(
+        model.get_decoder().register_forward_pre_hook(
             lambda _, args, kwargs, name=name: calls.append((name, kwargs["input_ids"].shape[1])),
             with_kwargs=True,
         )

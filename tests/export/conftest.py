@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,8 +22,6 @@ from transformers import (
     Qwen2Config,
 )
 
-from ffprune.core.errors import MissingInput
-from ffprune.export.extras import needed
 from ffprune.export.gguf_vocabulary import RULES
 from ffprune.models.surgery import slice_model
 from ffprune.models.view import ModelView
@@ -120,35 +120,46 @@ def tokens() -> Tensor:
     return torch.randint(3, VOCAB, (1, 24), generator=torch.Generator().manual_seed(1))
 
 
+_PLAIN = 42
+"""A token of one ASCII character."""
+
+
 class LlamaCpp:
-    """llama.cpp on one thread, with a cache in float32."""
+    """llama.cpp's server in this process, on one thread, with a cache in float32: xllamacpp brings it compiled."""
 
-    def __init__(self) -> None:
-        self.module = needed("llama_cpp", "llama-cpp")
+    def __init__(self, path: Path) -> None:
+        import xllamacpp
 
-    def logits(self, path: Path, tokens: Tensor) -> Tensor:
-        """``[tokens, vocabulary]`` of one sequence."""
-        model = self.module.Llama(
-            str(path), n_ctx=64, logits_all=True, type_k=0, type_v=0, n_threads=1, verbose=False, n_gpu_layers=0
-        )
-        try:
-            model.eval(tokens.flatten().tolist())
-            return torch.tensor(model.scores[: tokens.numel()])
-        finally:
-            model.close()
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup, params.verbosity = 256, 1, 0, False, -1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        # It computes in float16.
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.server = xllamacpp.Server(params)
 
-    def ids(self, path: Path, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    def log_probabilities(self, tokens: Tensor, vocabulary: int) -> Tensor:
+        """``[tokens, vocabulary]`` of one sequence, behind each of its tokens."""
+        ids = tokens.flatten().tolist()
+        found = torch.full((len(ids), vocabulary), torch.nan)
+        # What is told is the model's own; of what it says itself, an end or half a character would be kept back.
+        asked = {"n_predict": 1, "n_probs": vocabulary, "temperature": -1.0, "logit_bias": [[_PLAIN, 1000.0]]}
+        for row in range(len(ids)):
+            answer = self.server.handle_completions(asked | {"prompt": ids[: row + 1]})
+            for word in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+                found[row, word["id"]] = word["logprob"]
+        return found
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of texts, with what the file says is to be around them."""
-        model = self.module.Llama(str(path), vocab_only=True, verbose=False)
-        try:
-            return [model.tokenize(text.encode(), add_bos=special, special=True) for text in texts]
-        finally:
-            model.close()
+        return [self._tokens(text) for text in texts]
 
-
-@pytest.fixture(scope="session")
-def llama_cpp() -> LlamaCpp:
-    try:
-        return LlamaCpp()
-    except MissingInput as error:
-        pytest.skip(str(error))
+    def _tokens(self, text: str) -> list[int]:
+        body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+        url = f"{self.server.listening_address}/tokenize"
+        asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        # No proxy: it is this process that answers.
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=60) as answer:
+            found: list[int] = json.load(answer)["tokens"]
+        return found

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ffprune.export.gguf import write_gguf
 from ffprune.export.gguf_vocabulary import RULES, UnsupportedTokenizer, read_vocabulary
-from tests.export.conftest import TEXT, VOCAB, build, byte_tokenizer
+from tests.export.conftest import TEXT, VOCAB, LlamaCpp, build, byte_tokenizer
 from tests.tiny import character_tokenizer
 
 TEXTS = (
@@ -71,21 +71,21 @@ def file_of(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("rule", list(RULES))
-def test_llama_cpp_makes_the_same_tokens(rule, tmp_path, llama_cpp) -> None:
+def test_llama_cpp_makes_the_same_tokens(rule, tmp_path) -> None:
     tokenizer = byte_tokenizer(rule)
-    found = llama_cpp.ids(file_of(tokenizer, tmp_path), TEXTS)
+    found = LlamaCpp(file_of(tokenizer, tmp_path)).ids(TEXTS)
     assert found == [tokenizer(text)["input_ids"] for text in TEXTS]
 
 
 @pytest.mark.parametrize("prefix", ["Prepend", "always", "first", "none"])
-def test_so_it_does_with_byte_fallback(prefix, tmp_path, llama_cpp) -> None:
+def test_so_it_does_with_byte_fallback(prefix, tmp_path) -> None:
     tokenizer = sentencepiece_like(prefix)
     texts = [text for text in TEXTS if text]
     if prefix in ("always", "first"):  # which put no second space before one
         texts = [text for text in texts if not text.startswith(" ")]
     if prefix != "first":  # which puts none behind special tokens
         texts += ["the cat</s>the cat</s>sat", "</s>the"]
-    found = llama_cpp.ids(file_of(tokenizer, tmp_path), texts)
+    found = LlamaCpp(file_of(tokenizer, tmp_path)).ids(texts)
     assert found == [tokenizer(text)["input_ids"] for text in texts]
 
 
@@ -96,9 +96,9 @@ def written(tmp_path_factory) -> Path:
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20), min_size=20, max_size=20))
-def test_any_text(written, llama_cpp, texts) -> None:
+def test_any_text(written, texts) -> None:
     tokenizer = byte_tokenizer()
-    assert llama_cpp.ids(written, texts) == [tokenizer(text)["input_ids"] for text in texts]
+    assert LlamaCpp(written).ids(texts) == [tokenizer(text)["input_ids"] for text in texts]
 
 
 def test_what_is_written(written) -> None:

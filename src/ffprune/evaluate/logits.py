@@ -84,6 +84,25 @@ def reduce_logits(
     return [torch.cat(column).cpu().view(len(windows), -1).clone() for column in zip(*pieces, strict=True)]
 
 
+def last_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Logits behind the last token of every sequence, of a forward pass that fills a KV cache.
+
+    The model's own forward pass applies the head to a strided row, and for that torch 2.13 copies the whole head: a
+    tenth of the default model's prefill of 512 tokens on a CPU.
+
+    Args:
+        model: a causal language model in eval mode.
+        tokens: int64 ``[batch, length]``, on its device.
+
+    Returns:
+        ``[batch, vocabulary]``, in the model's dtype.
+    """
+    decoder, head = _ends(model)
+    assert head is not None  # of a causal language model
+    hidden = decoder(input_ids=tokens, use_cache=True).last_hidden_state[:, -1]
+    return _finish(model, head(hidden.contiguous()))
+
+
 def assert_head_is_known(model: PreTrainedModel) -> None:
     """Check once per model that its logits are ``head(decoder(x))``, scaled or soft-capped as its config says.
 

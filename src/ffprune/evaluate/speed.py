@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import ParameterError
+from ffprune.evaluate.logits import last_logits
 
 #: A model, or a function that loads one (called anew for each of its turns, and let go after it).
 ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
@@ -141,7 +142,7 @@ def _time_prefill(model: PreTrainedModel, length: int, batch: int, seed: int) ->
     """Seconds for one forward pass over [batch, length] tokens."""
     tokens = random_tokens(model, length, batch, seed)
     start = now(model)
-    model(input_ids=tokens, use_cache=True, logits_to_keep=1)
+    last_logits(model, tokens)
     return now(model) - start
 
 
