@@ -8,6 +8,7 @@ start (evopress_informed), and FF and SS as printed, spend as many tokens as our
 ours, at 20%, with the first seed. One process, one machine: ratios only.
 
     python benchmarks/search.py [--project FOLDER] [--seeds N] [--trials N] [--again] [--sparsity S ...]
+                                [--method NAME ...]
 
 It needs what `make run` makes up to the stage levels; without it says so and ends. Runs are kept in
 results/search_runs.json one by one, and not repeated; results/search.json has the metrics.
@@ -120,6 +121,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=450, help="of each rival, about")
     parser.add_argument("--sparsity", type=float, nargs="*", default=[0.2, 0.3])
+    parser.add_argument("--method", nargs="*", choices=METHODS, default=list(METHODS), help="all if none is named")
     parser.add_argument("--again", action="store_true", help="measure what is known already, too")
     chosen = parser.parse_args()
     if not (chosen.project / LEVELS).is_dir():
@@ -137,8 +139,9 @@ def main() -> int:
         _keep(runs)
     for seed in range(chosen.seeds):
         for sparsity in chosen.sparsity:
-            for name, run in METHODS.items():
-                _measure(runs, f"{name} {sparsity:g} seed {seed}", partial(run, bench, sparsity, seed, chosen.trials))
+            for name in chosen.method:
+                run = partial(METHODS[name], bench, sparsity, seed, chosen.trials)
+                _measure(runs, f"{name} {sparsity:g} seed {seed}", run)
     for name, ablate in ABLATIONS.items():
         _measure(runs, f"ablation: {name}", partial(ablate, bench))
     return 0

@@ -27,6 +27,7 @@ from run_page import Bars, show_outcomes, show_results
 
 from ffprune.core.errors import FfpruneError, MissingInput
 from ffprune.stages.devices import Slots, slots_of
+from ffprune.stages.editing import set_parameters
 from ffprune.stages.environment import share_of_threads
 from ffprune.stages.exclusive import only_run
 from ffprune.stages.execution import SETTLED, Outcome, summarise_execution
@@ -125,6 +126,7 @@ def pipeline(
     force: bool = False,
     workers: Annotated[int, Field(ge=0)] = 1,
     folder: str = ".",
+    params: dict[str, Any] | None = None,
 ) -> State[Any]:
     """Bring the pipeline up to date.
 
@@ -133,6 +135,7 @@ def pipeline(
         force: run even what did not change.
         workers: stages that may run at the same time (they share this machine's cores); 0: as many as have room.
         folder: where the pipeline is: the project, or a study in it (studies/MODEL).
+        params: parameters to change in its params.yaml first, by name, such as {"search.sparsity": 0.3}; they stay.
     """
     try:
         if not (Path(folder) / "dvc.yaml").is_file():
@@ -142,6 +145,8 @@ def pipeline(
                 "change the parameter folder",
             )
         with chdir(folder), only_run(Path.cwd()):
+            for line in set_parameters(params or {}):
+                print(line, flush=True)
             return _run(stages or [], force, workers)
     except FfpruneError as refusal:
         return Failed(message=str(refusal))

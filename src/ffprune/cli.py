@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Search how much of each layer of a language model can go, remove it, repair the rest.",
 )
 profile = typer.Typer(no_args_is_help=True, help="Switch model and text.")
-params = typer.Typer(no_args_is_help=True, help="Look at params.yaml.")
+params = typer.Typer(no_args_is_help=True, help="Look at params.yaml, and change it.")
 app.add_typer(profile, name="profile")
 app.add_typer(params, name="params")
 
@@ -241,6 +241,16 @@ def params_check() -> None:
             if view is not None:  # else the stage `method` refuses, behind a search
                 check_model(name, recipe, view)
     print(f"{PARAMS_FILE}: every parameter is known and valid")
+
+
+@params.command("set")
+def params_set(
+    changes: Annotated[list[str], typer.Argument(help="NAME=VALUE, such as search.sparsity=0.3; all or none.")],
+) -> None:
+    """Change parameters in params.yaml; comments stay, and nothing is written that would not be valid."""
+    from ffprune.stages.editing import parse_changes, set_parameters
+
+    print("\n".join(set_parameters(parse_changes(changes)) or ["nothing to change"]))
 
 
 @params.command("list")

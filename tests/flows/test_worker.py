@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ffprune.stages.params import load_params
 from tests.servers import free_ports
 from tests.toy import REPO, alive, make_repo, wait_until
 
@@ -92,7 +93,7 @@ def test_a_deployed_run_is_tried_again_cancelled_and_tells_the_truth(server: Non
     with staying("worker", "start", "--pool", "cpu"):
         run = ask(
             f"/deployments/{ask('/deployments/name/prune-pipeline/nightly')['id']}/create_flow_run",
-            parameters={"workers": 2},
+            parameters={"workers": 2, "params": {"search.sparsity": 0.25}},
         )["id"]
         assert wait_until(lambda: Path("pid").exists() and Path("pid").read_text() != "", 180), log()
         stage = int(Path("pid").read_text())
@@ -101,6 +102,7 @@ def test_a_deployed_run_is_tried_again_cancelled_and_tells_the_truth(server: Non
         assert wait_until(lambda: ask(f"/flow_runs/{run}")["state"]["type"] == "CANCELLED", 60), log()
     tasks = ask("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
     found = {task["name"].rpartition("-")[0]: (task["state"]["name"], task["run_count"]) for task in tasks}
+    assert load_params().search.sparsity == 0.25
     # The first was tried twice; the second did not fail, it was stopped.
     assert found == {"quick": ("Completed", 2), "slow": ("Cancelled", 1)}
 
