@@ -134,7 +134,7 @@ def main() -> int:
 
 def _recipe(label: str, sparsity: float, peer: Peer) -> Recipe:
     nothing = dict.fromkeys(("criterion", "repair", "pattern", "calibration_windows", "quantize", "trials", "first"))
-    plain = {"inputs": "pruned", "tokens": "equal", "allocator": "uniform"}
+    plain = {"model": "dense", "inputs": "pruned", "tokens": "equal", "allocator": "uniform"}
     fixed = {**plain, **dict.fromkeys(("zero_shot", "speed", "save"), False)}
     return Recipe(**{**nothing, **fixed, "label": label, "sparsity": sparsity, **peer.parts})
 

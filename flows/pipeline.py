@@ -10,14 +10,14 @@ from __future__ import annotations
 import atexit
 import sys
 from collections import Counter
-from contextlib import chdir, nullcontext
+from contextlib import chdir
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from prefect import flow, get_run_logger, task
+from prefect import allow_failure, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
@@ -36,7 +36,7 @@ from ffprune.stages.lanes import Lanes, room
 from ffprune.stages.lifeline import hasten_exit, leave_on_sigterm
 from ffprune.stages.params import load_params
 from ffprune.stages.progress import on_terminal
-from ffprune.stages.record import computes
+from ffprune.stages.record import computes, fetches
 from ffprune.stages.reproduce import Output, Processes, reproduce
 from ffprune.stages.sections import Params
 from ffprune.stages.tracking import PARENT_VARIABLE, Store, open_store, start_parent, store_uri
@@ -56,6 +56,8 @@ class Execution:
     force: bool
     lanes: Lanes
     gpus: Slots
+    # A model that is fetched is in memory as a whole.
+    fetching: Lanes = field(default_factory=lambda: Lanes(1, lambda: 1))
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
     processes: Processes = field(default_factory=Processes)
@@ -73,11 +75,11 @@ class Execution:
                 self.processes.stopped.wait(RETRY_AFTER_SECONDS[self.attempts[name] - 1])
             self.attempts[name] += 1
             gpus = self.gpus if computes(name) else Slots([])
-            # Not the task runner's size: stages that are known to be unchanged need no lane. All others wait for the
-            # download, and how many lanes there are may depend on its model.
-            lane = nullcontext(1) if name == "download" else self.lanes.taken()
+            # Not the task runner's size: stages that are known to be unchanged need no lane. All others wait until the
+            # models are there, since how many lanes there are may depend on them.
+            lanes = self.fetching if fetches(name) else self.lanes
             # The GPU first: who waits for one must not keep a lane that a stage without GPU could have.
-            with gpus.taken() as device, lane as count:
+            with gpus.taken() as device, lanes.taken() as count:
                 # With several stages at once their bars would overwrite each other.
                 terminal = on_terminal() and count == 1
                 done = reproduce(
@@ -167,10 +169,13 @@ def _run(stages: list[str], force: bool, workers: int) -> State[Any]:
 
     try:
         futures: dict[str, Any] = {}
-        for name, needed in plan.upstream.items():
-            ready = [futures[up] for up in needed]
+        first = [name for name in plan.upstream if fetches(name)]
+        for name in [*first, *(name for name in plan.upstream if name not in first)]:
+            ready = [futures[up] for up in plan.upstream[name]]
             named = stage.with_options(name=name, retries=len(RETRY_AFTER_SECONDS), retry_condition_fn=_may_pass)
-            futures[name] = named.submit(name, ready)
+            # A model that could not be fetched stops those stages alone that read it.
+            models = [] if name in first else [allow_failure(futures[model]) for model in first]
+            futures[name] = named.submit(name, ready, wait_for=models)
         for name, future in futures.items():
             future.wait()
             # A stage that raised where no stage should: its state alone knows why.

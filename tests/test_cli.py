@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ffprune import cli
-from ffprune.stages.record import STAGES
+from ffprune.stages.record import ENTRIES, STAGES
 from tests.tiny import llama, mixtral
 from tests.toy import REPO
 
@@ -23,7 +23,7 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
 def test_help_lists_every_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    assert all(stage.name in shown for stage in STAGES)
+    assert all(stage.name in shown for stage in (*STAGES, *ENTRIES))
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -86,9 +86,9 @@ def test_params_check_refuses_methods_whose_parts_do_not_go_together(
     text = (REPO / "params.yaml").read_text()
     assert text.endswith("methods: {}\n")
     recipe = (
-        "{label: toy, sparsity: 0.5, allocator: owl, compressor: slice, criterion: wanda_column, repair: null, "
-        "pattern: null, inputs: pruned, tokens: equal, calibration_windows: null, quantize: null, trials: null, "
-        "first: null, zero_shot: false, speed: false, save: false}"
+        "{label: toy, model: dense, sparsity: 0.5, allocator: owl, compressor: slice, criterion: wanda_column, "
+        "repair: null, pattern: null, inputs: pruned, tokens: equal, calibration_windows: null, quantize: null, "
+        "trials: null, first: null, zero_shot: false, speed: false, save: false}"
     )
     Path("params.yaml").write_text(text.replace("methods: {}", f"methods:\n  toy: {recipe}"))
     assert run_cli(monkeypatch, "params", "check") == 2
@@ -105,7 +105,7 @@ def test_params_check_refuses_methods_whose_parts_do_not_go_together(
     assert "methods.toy.save was asked for with repair bias" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", ["decide", "method"])
+@pytest.mark.parametrize("stage", [stage.name for stage in ENTRIES])
 def test_an_entry_that_is_not_there_is_named_with_those_that_are(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +124,7 @@ def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+    def broken(**named: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("ffprune.stages.table.print_table", broken)

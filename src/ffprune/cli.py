@@ -13,7 +13,7 @@ import typer
 from ffprune.core.errors import FfpruneError
 from ffprune.stages.environment import quieten
 from ffprune.stages.lifeline import die_with_parent, hasten_exit
-from ffprune.stages.record import DECIDE, METHOD, STAGES, Stage
+from ffprune.stages.record import ENTRIES, STAGES, Stage
 
 # Everything heavy is imported inside the commands: `ffprune --help` answers at once.
 app = typer.Typer(
@@ -55,11 +55,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 @app.command()
-def table() -> None:
-    """Print the result table."""
+def table(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """Print the result table, and that of the section `methods` where some were measured."""
     from ffprune.stages.table import print_table
 
-    print_table()
+    print_table(as_json=as_json)
 
 
 @app.command()
@@ -212,11 +212,11 @@ def profile_use(name: str) -> None:
 
 @params.command("check")
 def params_check() -> None:
-    """Check params.yaml without running anything; once the model is there, its reach as well."""
+    """Check params.yaml without running anything; once the models are there, their reach as well."""
     from ffprune.stages.params import PARAMS_FILE, load_params
-    from ffprune.stages.record import DENSE, LATENCY
+    from ffprune.stages.record import DENSE, LATENCY, dense_model
 
-    given, view = load_params(), None
+    given = load_params()
     if (Path(DENSE) / "config.json").exists():
         from ffprune.compress.experts import check_experts
         from ffprune.models.checkpoint import read_view
@@ -232,14 +232,16 @@ def params_check() -> None:
         check_text(Path(given.evaluate.text), given.evaluate.zero_shot, given.seed)
     if given.methods:
         # Tables of methods come with all that they need; only who has methods waits for it.
+        from ffprune.models.checkpoint import read_view
         from ffprune.stages.compressing import check_model, check_save
         from ffprune.stages.recipes import check_onload
 
         for name, recipe in given.methods.items():
             check_onload(name, recipe, given.compute)
             check_save(name, recipe)
-            if view is not None:  # else the stage `method` refuses, behind a search
-                check_model(name, recipe, view)
+            folder = Path(dense_model(recipe.model))
+            if (folder / "config.json").exists():  # else the stage `method` refuses, behind a search
+                check_model(name, recipe, read_view(folder))
     print(f"{PARAMS_FILE}: every parameter is known and valid")
 
 
@@ -282,17 +284,19 @@ for _stage in STAGES:
 
 
 def _entry_command(stage: Stage) -> Callable[[str], None]:
-    def command(name: Annotated[str, typer.Argument(help="An entry of the section `methods`.")]) -> None:
+    section = str(stage.each)
+
+    def command(name: Annotated[str, typer.Argument(help="An entry of the stage's section.")]) -> None:
         from ffprune.core.tables import look_up
         from ffprune.stages.params import load_params
 
-        look_up(load_params().methods, name, "the method")
+        look_up(getattr(load_params(), section), name, f"the {section.removesuffix('s')}")
         _stage_command(stage.of(name))()
 
     return command
 
 
-for _stage in (DECIDE, METHOD):
+for _stage in ENTRIES:
     app.command(_stage.name, help=_stage.help, rich_help_panel="Stages")(_entry_command(_stage))
 
 

@@ -45,7 +45,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def states(answer: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    return dict(re.findall(r"^(\w+): (Completed|Cached|Restored)", answer.stdout, flags=re.MULTILINE))
+    return dict(re.findall(r"^([\w@]+): (Completed|Cached|Restored)", answer.stdout, flags=re.MULTILINE))
 
 
 def parents() -> tuple[Store, list[dict[str, str]]]:
@@ -98,6 +98,27 @@ def test_a_failed_stage_fails_the_flow_with_its_own_message(make: MakeRepo) -> N
     assert (tags["stage.c"], tags["stage.d"]) == ("failed", "not run")
     # A refusal would be the same again.
     assert Path("attempts").read_text() == "once\n"
+
+
+@pytest.mark.slow
+def test_models_come_first_and_one_by_one_and_a_lost_one_stops_its_own_stages_alone(make: MakeRepo) -> None:
+    alone = "mkdir busy && sleep 1 && rmdir busy"
+    make(f"""
+stages:
+  download: {{cmd: "{alone} && echo made > a.txt", outs: [a.txt]}}
+  fetch:
+    foreach: [good, lost]
+    do: {{cmd: "{alone} && test ${{item}} = good && echo made > ${{item}}.txt", outs: ["${{item}}.txt"]}}
+  method:
+    foreach: [good, lost]
+    do: {{cmd: "test ! -d busy && echo made > ${{item}}.json", deps: ["${{item}}.txt"], outs: ["${{item}}.json"]}}
+  other: {{cmd: "test -f a.txt -a -f good.txt -a ! -d busy && echo made > b.txt", outs: [b.txt]}}
+""")
+    answer = run("--workers", "5")
+    assert answer.returncode == 1
+    assert states(answer) == dict.fromkeys(("download", "fetch@good", "method@good", "other"), "Completed")
+    (tags,) = parents()[1]
+    assert (tags["stage.fetch/lost"], tags["stage.method/lost"]) == ("failed", "not run")
 
 
 @pytest.mark.slow

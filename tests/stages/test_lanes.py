@@ -16,7 +16,7 @@ from ffprune.stages.costs import costs
 from ffprune.stages.lanes import MOST, Lanes, room
 from ffprune.stages.params import load_params
 from ffprune.stages.plan import meta_model
-from ffprune.stages.record import DENSE
+from ffprune.stages.record import DENSE, dense_model
 from tests.toy import REPO
 
 GIVEN = load_params(REPO / "params.yaml")
@@ -48,6 +48,17 @@ def test_processors_and_gpus_bound_them_too(project: Path, monkeypatch: pytest.M
     assert room(project, GIVEN, ["0,1"]) == 1
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert room(project, GIVEN, []) == 2
+
+
+def test_the_largest_of_several_models_counts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = GIVEN.model_copy(update={"models": dict.fromkeys(("small", "large", "absent"), GIVEN.model)})
+    free(monkeypatch, 3.5)
+    small = LlamaConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 1})
+    small.save_pretrained(project / dense_model("small"))
+    alone = room(project, given, [])
+    large = LlamaConfig(**{**CONFIG.to_dict(), "vocab_size": 10_000_000})
+    large.save_pretrained(project / dense_model("large"))
+    assert (alone, room(project, given, [])) == (3, 1)
 
 
 def test_without_a_model_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.slow
 
 NULLS = dict.fromkeys(("criterion", "repair", "pattern", "calibration_windows", "quantize", "trials", "first"))
 PLAIN = {
+    "model": "dense",
     "allocator": "uniform",
     "inputs": "pruned",
     "tokens": "equal",

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from ffprune.stages.origin import origin_of
-from ffprune.stages.record import DENSE, REPAIRED, SUMMARY
+from ffprune.stages.record import DENSE, REPAIRED, SUMMARY, facts_of
 
 PLACE = f"{REPAIRED}/0.2/searched+stream"
 
@@ -124,3 +124,18 @@ def test_a_folder_elsewhere_tells_what_its_card_tells(project) -> None:
     for text in ("no metadata", "---\n- a\n- list\n---\n", "---\n: [\n---\n", "---\nlicense: [a, b]\n---\n"):
         (folder / "README.md").write_text(text)
         assert origin_of(folder).license is None
+
+
+def test_one_more_dense_model_of_a_project(project) -> None:
+    (project.root / "models/other").mkdir()
+    assert origin_of(project.root / "models/other").name == "other"
+    project.write(facts_of("other"), {"model": {"name": "someone/other", "kind": "hub", "license": "mit"}})
+    project.write("metrics/runs/fetch@other.json", {"run_id": "f1"})
+    said = {"models.other": {"trust_remote_code": False}}
+    project.lock["fetch@other"] = {"params": {"params.yaml": said}, "outs": [project.out("models/other")]}
+    project.write_lock()
+    known = origin_of(project.root / "models/other")
+    assert (known.name, known.base_model, known.license) == ("other", "someone/other", "mit")
+    assert known.params == said
+    assert known.runs == {"fetch@other": "f1"}
+    assert known.results is None

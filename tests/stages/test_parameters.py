@@ -9,6 +9,7 @@ import pytest
 
 from ffprune.core.errors import ParameterError
 from ffprune.stages.parameters import Parameter, parameters, print_parameters, reference
+from tests.stages.test_recipes import PLAIN
 from tests.toy import REPO
 
 
@@ -60,3 +61,18 @@ def test_a_part_is_shown_for_people_and_scripts(capsys: pytest.CaptureFixture[st
 def test_an_unknown_key_lists_the_sections() -> None:
     with pytest.raises(ParameterError, match="sections are seed, compute"):
         parameters(below=["nothing"])
+
+
+def test_entries_with_names_of_ones_own_are_told_and_what_an_anchor_brings_along(tmp_path: Path) -> None:
+    text = Path("params.yaml").read_text()
+    recipe = "\n".join(f"    {key}: {json.dumps(value)}" for key, value in PLAIN.items())
+    source = "models:\n  mine:\n    source:\n      kind: local\n      path: ~/mine  # of mine\n"
+    text = text.replace("models: {}\n", source)
+    text = text.replace("methods: {}\n", f"methods:\n  one: &one\n{recipe}\n  two: {{<<: *one, model: mine}}\n")
+    (tmp_path / "params.yaml").write_text(text)
+    found = {p.key: p for p in parameters(tmp_path / "params.yaml", ["models", "methods"])}
+    path = found["models.mine.source.path"]
+    assert (path.type, path.meaning, path.stages) == ("text length >= 1", "of mine", ("fetch@NAME",))
+    model, speed = found["methods.two.model"], found["methods.two.speed"]
+    assert (model.value, model.stages) == ("mine", ("decide@NAME", "method@NAME"))
+    assert (speed.type, speed.meaning, speed.stages) == ("true, false", "", ("method@NAME",))

@@ -16,6 +16,7 @@ from ffprune.stages.budget import BUDGETS
 from ffprune.stages.params import Scoped, UndeclaredSection, load_params, read_yaml, validate
 from ffprune.stages.record import STAGES
 from ffprune.stages.sections import Params, Section
+from tests.stages.test_recipes import PLAIN
 from tests.stages.tiny_project import merged
 from tests.toy import REPO
 
@@ -234,3 +235,23 @@ def test_what_latencies_reach_is_not_known_before_they_are_measured() -> None:
 def test_models_to_ask_must_be_measured() -> None:
     message = project_refusal({"evaluate": {"zero_shot": {"methods": ["searched+sream"]}}})
     assert "evaluate.zero_shot.methods names ['searched+sream'], which evaluate.methods does not measure" in message
+
+
+def test_more_models_have_names_that_are_folders_of_their_own() -> None:
+    source = {"source": {"kind": "local", "path": "~/models/mine"}}
+    message = project_refusal({"models": {"mine": source, "pruned": source}})
+    assert "models has the names ['pruned']" in message
+    assert "give these entries other names" in message
+    assert "'models.Mine" in project_refusal({"models": {"Mine/1": source}})
+    assert "'models.mine.storage_dtyp' is unknown" in project_refusal(
+        {"models": {"mine": {**source, "storage_dtyp": 1}}}
+    )
+
+
+def test_a_method_of_a_model_that_is_not_there_lists_the_models() -> None:
+    source = {"source": {"kind": "local", "path": "~/models/mine"}}
+    message = project_refusal({"models": {"mine": source}, "methods": {"toy": {**PLAIN, "model": "mien"}}})
+    assert "methods.toy.model 'mien' is no model; known are dense, mine" in message
+    assert "add it to the section models" in message
+    missing = {key: value for key, value in PLAIN.items() if key != "model"}
+    assert "'methods.toy.model' is missing" in project_refusal({"methods": {"toy": missing}})

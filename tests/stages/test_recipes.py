@@ -58,6 +58,7 @@ def test_the_comparison_has_every_allocator_and_compressor() -> None:
 PLAIN = {
     **dict.fromkeys(("repair", "pattern", "calibration_windows", "quantize", "trials", "first")),
     "label": "toy",
+    "model": "dense",
     "sparsity": 0.5,
     "allocator": "uniform",
     "compressor": "mask",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
 
 from ffprune.stages.params import read_yaml
-from ffprune.stages.record import DECIDE, FIGURES, METHOD, STAGES, Stage, covers
+from ffprune.stages.record import ENTRIES, FIGURES, MODEL_FOLDERS, STAGES, Stage, covers, maker_of
+from ffprune.stages.registry import PULLED
 from tests.stages.import_closure import SOURCE, closure
 from tests.toy import REPO
 
@@ -27,20 +28,22 @@ def entry_of(stage: Stage) -> dict[str, Any]:
     return entry
 
 
-each_stage = pytest.mark.parametrize("stage", (*STAGES, DECIDE, METHOD), ids=lambda stage: stage.name)
+each_stage = pytest.mark.parametrize("stage", (*STAGES, *ENTRIES), ids=lambda stage: stage.name)
 
 
 def test_the_stages_are_the_same_in_the_same_order() -> None:
-    assert list(PIPELINE) == [stage.name for stage in (*STAGES, DECIDE, METHOD)]
+    assert list(PIPELINE) == [stage.name for stage in (*STAGES, *ENTRIES)]
 
 
 @each_stage
 def test_dvc_and_the_record_agree(stage: Stage) -> None:
-    entry = entry_of(stage)
+    entry, kind = entry_of(stage), stage.name
     stage = stage.of("${key}") if stage.each else stage
     assert entry["cmd"] == f"${{ffprune}} {stage.name.replace('@', ' ')}"
     assert names(entry["params"]) == set(stage.params)
     data = {dep for dep in names(entry.get("deps", [])) if not dep.startswith("src/")}
+    # What the entry itself says, by the way to it in params.yaml.
+    data = {dep.replace("${item.", f"${{{PIPELINE[kind].get('foreach', '')[2:-1]}.${{key}}.") for dep in data}
     # A parameter of several texts stands for all of them; the project's own params.yaml names one.
     assert {"${study.texts}" if dep.startswith("${study.texts.") else dep for dep in data} == set(stage.deps)
     assert names(entry.get("outs", [])) == {*stage.outs, stage.run_record}
@@ -66,3 +69,29 @@ def test_what_a_stage_reads_is_made_before_it() -> None:
     for stage in STAGES:
         assert {dep for dep in stage.deps if not dep.startswith("${")} <= made, stage.name
         made |= set(stage.written)
+
+
+def test_folders_of_models_that_stages_write_are_no_names_for_more_models() -> None:
+    written = (out for stage in (*STAGES, *ENTRIES) for out in stage.outs if out.startswith("models/"))
+    folders = {PurePath(out).parts[1] for out in written}
+    assert folders - {"${key}"} == set(MODEL_FOLDERS) - {PULLED.name}
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        ("models/dense/config.json", "download"),
+        ("models/small/config.json", "fetch@small"),
+        ("metrics/models/small.json", "fetch@small"),
+        ("models/repaired/0.2/searched+stream", "ridge"),
+        ("models/methods/wanda-50", "method@wanda-50"),
+        ("models/methods/dense", "method@dense"),
+        ("metrics/methods/dense.json", "method@dense"),
+        ("data/decisions/dense.json", "decide@dense"),
+        ("models/methods", None),
+        ("models/pulled/small-1", None),
+        ("data/decisions/small.json", "decide@small"),
+    ],
+)
+def test_the_maker_of_a_file_is_known(path: str, stage: str | None) -> None:
+    assert maker_of(Path(path)) == stage

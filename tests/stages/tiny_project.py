@@ -61,10 +61,10 @@ SMALL: dict[str, Any] = {
 
 
 def merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes laid over values; a source and the methods are replaced whole."""
+    """Changes laid over values; a source, the models and the methods are replaced whole."""
     result = dict(values)
     for key, change in changes.items():
-        inner = isinstance(change, Mapping) and key not in ("source", "methods")
+        inner = isinstance(change, Mapping) and key not in ("source", "models", "methods")
         result[key] = merged(result[key], change) if inner else change
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -153,9 +154,11 @@ class StageContext:
 
 def resolve(template: str, values: Mapping[str, Any]) -> list[str]:
     """A path with ``${section.key}`` replaced by the parameter, as DVC does it; one of several paths gives them all."""
-    if not (template.startswith("${") and template.endswith("}")):
+    asked = re.search(r"\$\{(.+)\}", template)
+    if asked is None:
         return [template]
     found: Any = values
-    for part in template[2:-1].split("."):
+    for part in asked[1].split("."):
         found = found[part]
-    return [str(path) for path in found.values()] if isinstance(found, Mapping) else [str(found)]
+    parts = found.values() if isinstance(found, Mapping) else [found]
+    return [template.replace(asked[0], str(part)) for part in parts]

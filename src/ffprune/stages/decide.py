@@ -21,7 +21,7 @@ from ffprune.stages.deciding import Deciding
 from ffprune.stages.inputs import DTYPES, load, recipe_calibration, validation_windows
 from ffprune.stages.progress import Progress
 from ffprune.stages.recipes import check_onload
-from ffprune.stages.record import DENSE
+from ffprune.stages.record import dense_model
 from ffprune.stages.search_journal import SearchJournal
 from ffprune.stages.search_store import SearchStore
 
@@ -37,16 +37,16 @@ def run(ctx: StageContext) -> None:
     if not compressor.has_units:
         artifacts.write_json(ctx.path(ctx.stage.outs[0]), _written(None, [], 0.0))
         return
-    study = ctx.params.study
+    study, model = ctx.params.study, dense_model(recipe.model)
     trials = (recipe.trials or 0) + (recipe.first.trials if recipe.first else 0)
     bars = _Bars(ctx, name, trials)
     deciding = Deciding(
         name=name,
         recipe=recipe,
         study=study,
-        view=ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32)),
+        view=ModelView(load(ctx.path(model), ctx.params.compute, torch.float32)),
         calibration=recipe_calibration(ctx, name, recipe, bars.layer),
-        validation=lambda: validation_windows(ctx, study.search.seqlen, "study.search.seqlen"),
+        validation=lambda: validation_windows(ctx, study.search.seqlen, "study.search.seqlen", model),
         trial_dtype=DTYPES[ctx.params.compute.dtype],
         seed=ctx.params.seed,
         workers=ctx.workers,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ffprune.models.checkpoint import save_model
+from ffprune.sources.base import ModelParams
 from ffprune.sources.model import fetch_model
 from ffprune.sources.split import join
 from ffprune.sources.text import fetch_splits
@@ -20,10 +22,7 @@ def run(ctx: StageContext) -> None:
     """Fetch text first: it is small, and what is wrong with it is known before a large model is fetched."""
     params = ctx.params
     splits = fetch_splits(params.data, CACHE)
-    model, tokenizer, facts = fetch_model(
-        params.model.source, CACHE, params.model.trust_remote_code, params.model.storage_dtype
-    )
-    save_model(model, tokenizer, ctx.path(DENSE))
+    facts = store_model(ctx, params.model, DENSE)
     sizes = {}
     for name, path in (("calibration", CALIBRATION), ("validation", VALIDATION), ("test", TEST)):
         text = join(splits[name])
@@ -31,4 +30,11 @@ def run(ctx: StageContext) -> None:
         sizes[name] = {"articles": len(splits[name]), "characters": len(text)}
     artifacts.write_json(ctx.path(DOWNLOADED), {"model": facts, "text": sizes})
     ctx.log_dict("download.json", {"model": facts, "text": sizes})
+
+
+def store_model(ctx: StageContext, params: ModelParams, folder: str) -> dict[str, Any]:
+    """Fetch a dense model into a folder; gives the facts of :func:`fetch_model`, and the run its name."""
+    model, tokenizer, facts = fetch_model(params.source, CACHE, params.trust_remote_code, params.storage_dtype)
+    save_model(model, tokenizer, ctx.path(folder))
     ctx.set_tags(model=str(facts["name"]))
+    return facts

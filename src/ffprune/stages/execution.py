@@ -36,9 +36,9 @@ def summarise_execution(store: Store, parent_id: str, outcomes: Mapping[str, Out
     return rows
 
 
-def model_named(downloaded: Path) -> dict[str, str]:
-    """The tag ``model``, as the stage download knows it; none before."""
-    return {"model": str(read_json(downloaded)["model"]["name"])} if downloaded.is_file() else {}
+def model_named(facts: Path) -> dict[str, str]:
+    """The tag ``model``, as the stage that fetched the model knows it; none before."""
+    return {"model": str(read_json(facts)["model"]["name"])} if facts.is_file() else {}
 
 
 def _best_ratios(summary: Path) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
 from ffprune.stages.artifacts import read_metadata, read_tensors, require, write_tensors
 from ffprune.stages.context import StageContext
-from ffprune.stages.record import CALIBRATION, DENSE, VALIDATION
+from ffprune.stages.record import CALIBRATION, DENSE, VALIDATION, dense_model
 from ffprune.stages.sections import Compute, Recipe
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,9 +70,11 @@ def sample_windows(folder: Path, text: Path, seqlen: int, count: int, seed: int,
     return windows[order[: count or len(windows)]]
 
 
-def calibration_windows(ctx: StageContext, seqlen: int, count: int, key: str, salt: int = 0) -> Tensor:
+def calibration_windows(
+    ctx: StageContext, seqlen: int, count: int, key: str, salt: int = 0, model: str = DENSE
+) -> Tensor:
     """:func:`sample_windows` of the calibration text, by the run's seed; another ``salt`` is another draw."""
-    return sample_windows(ctx.path(DENSE), ctx.path(CALIBRATION), seqlen, count, ctx.params.seed + salt, key)
+    return sample_windows(ctx.path(model), ctx.path(CALIBRATION), seqlen, count, ctx.params.seed + salt, key)
 
 
 def dense_view(ctx: StageContext, dtype: torch.dtype | None = None, differentiated: bool = False) -> ModelView:
@@ -84,7 +86,7 @@ def dense_view(ctx: StageContext, dtype: torch.dtype | None = None, differentiat
 def recipe_calibration(
     ctx: StageContext, name: str, recipe: Recipe, progress: Callable[[int, int], None]
 ) -> Calibration:
-    """What an entry of ``methods`` calibrates on: as many windows as it asks for, else the study's.
+    """What an entry of ``methods`` calibrates its model on: as many windows as it asks for, else the study's.
 
     Args:
         ctx: of a stage that may read ``study.calibration`` and ``compute``.
@@ -95,13 +97,13 @@ def recipe_calibration(
     study = ctx.params.study
     count = recipe.calibration_windows or study.calibration.windows
     key = f"methods.{name}.calibration_windows" if recipe.calibration_windows else "study.calibration.windows"
-    windows = calibration_windows(ctx, study.calibration.seqlen, count, key)
+    windows = calibration_windows(ctx, study.calibration.seqlen, count, key, model=dense_model(recipe.model))
     return Calibration(windows, study.calibration.batch_size, DTYPES[ctx.params.compute.dtype], progress)
 
 
-def validation_windows(ctx: StageContext, seqlen: int, key: str) -> Tensor:
+def validation_windows(ctx: StageContext, seqlen: int, key: str, model: str = DENSE) -> Tensor:
     """All windows of the validation text, in the order of a draw by the run's seed (:func:`sample_windows`)."""
-    return sample_windows(ctx.path(DENSE), ctx.path(VALIDATION), seqlen, 0, ctx.params.seed, key)
+    return sample_windows(ctx.path(model), ctx.path(VALIDATION), seqlen, 0, ctx.params.seed, key)
 
 
 def write_grams(folder: Path, layer: int, grams: Mapping[str, Gram]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ffprune.stages.record import DENSE
+from ffprune.stages.record import PIPELINE_MODEL, dense_model
 from ffprune.stages.sections import Params
 
 MOST = 4
@@ -20,7 +20,7 @@ class Lanes:
 
     Args:
         count: as the user says; 0: as many as there is room for.
-        room: says how many; asked once, when the model has been downloaded.
+        room: says how many; asked once, when the models have been fetched.
     """
 
     def __init__(self, count: int, room: Callable[[], int]) -> None:
@@ -45,12 +45,15 @@ def room(root: Path, params: Params, slots: Sequence[str]) -> int:
     On two processors, two stages with one thread each do about 1.5 times what one with two threads does.
 
     Args:
-        root: of the pipeline; its dense model says what a stage needs (``ffprune plan``). Without one, one lane.
+        root: of the pipeline; the largest of its dense models says what a stage needs (``ffprune plan``). Without one,
+            one lane.
         params: of the pipeline.
         slots: of :func:`ffprune.stages.devices.slots_of`.
     """
     most = len(slots) or min(MOST, os.cpu_count() or 1)
-    if most == 1 or not (root / DENSE / "config.json").is_file():
+    named = [(root / dense_model(name)).absolute() for name in (PIPELINE_MODEL, *params.models)]
+    here = [folder for folder in named if (folder / "config.json").is_file()]
+    if most == 1 or not here:
         return 1
     # Heavy, and a run with nothing to do needs none of it.
     import psutil
@@ -59,6 +62,6 @@ def room(root: Path, params: Params, slots: Sequence[str]) -> int:
     from ffprune.stages.costs import costs
     from ffprune.stages.plan import config_of, meta_model
 
-    _, config = config_of(f"{(root / DENSE).absolute()}")
-    needed = max(cost.memory for cost in costs(ModelView(meta_model(config)), params))
+    configs = [config for _, config in map(config_of, map(str, here))]
+    needed = max(cost.memory for config in configs for cost in costs(ModelView(meta_model(config)), params))
     return max(1, min(most, int(psutil.virtual_memory().available // needed)))

@@ -21,7 +21,7 @@ from ffprune.stages.compressing import check_model, check_save, compress
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import DTYPES, load, recipe_calibration, sample_windows
 from ffprune.stages.policies import read_policy
-from ffprune.stages.record import DECIDE, DENSE
+from ffprune.stages.record import DECIDE, dense_model
 from ffprune.stages.sections import Recipe
 from ffprune.stages.zero_shot import ask
 
@@ -33,7 +33,7 @@ def run(ctx: StageContext) -> None:
     check_save(name, recipe)
     policy, decided = read_policy(ctx.path(DECIDE.of(name).outs[0]))
     allocation = policy if decided["units"] else None
-    view = ModelView(load(ctx.path(DENSE), ctx.params.compute, torch.float32))
+    view = ModelView(load(ctx.path(dense_model(recipe.model)), ctx.params.compute, torch.float32))
     check_model(name, recipe, view)
     before, prunable = param_count(view.model), view.prunable_params
     seconds, started = {"decide": decided["seconds"]}, time.monotonic()
@@ -62,7 +62,7 @@ def _keep(ctx: StageContext, recipe: Recipe, view: ModelView) -> None:
     """The model, before it is converted to be measured; DVC wants the folder of every method."""
     folder = ctx.path(ctx.stage.outs[0])
     if recipe.save:
-        dense = ctx.path(DENSE)
+        dense = ctx.path(dense_model(recipe.model))
         save_model(view.model, load_tokenizer(dense), folder, stored_dtype(dense))
     else:
         with artifacts.atomic_dir(folder):
@@ -102,11 +102,11 @@ def _sizes(
 def _measured(ctx: StageContext, recipe: Recipe, view: ModelView) -> dict[str, Any]:
     """Perplexity on every text; zero-shot tasks and speed where the recipe asks."""
     study, compute, seed = ctx.params.study, ctx.params.compute, ctx.params.seed
-    model = view.model
+    model, dense = view.model, ctx.path(dense_model(recipe.model))
     model.to(dtype=DTYPES[compute.dtype])  # type: ignore[call-arg]
     texts = {}
     for text, path in study.texts.items():
-        windows = sample_windows(ctx.path(DENSE), ctx.path(path), study.seqlen, study.windows, seed, "study.windows")
+        windows = sample_windows(dense, ctx.path(path), study.seqlen, study.windows, seed, "study.windows")
         found = perplexity(model, windows, study.batch_size, require_finite=recipe.compressor == "none")
         texts[text] = {
             "value": found.value if found.finite else None,
@@ -118,9 +118,9 @@ def _measured(ctx: StageContext, recipe: Recipe, view: ModelView) -> dict[str, A
     result: dict[str, Any] = {"perplexity": texts, "dtype": compute.dtype, "seed": seed, "zero_shot": {}, "speed": {}}
     if recipe.zero_shot:
         source = ctx.path(next(iter(study.texts.values())))
-        result["zero_shot"] = ask(model, ctx.path(DENSE), source, study.zero_shot, seed)
+        result["zero_shot"] = ask(model, dense, source, study.zero_shot, seed)
     if recipe.speed:
-        models = {"dense": load(ctx.path(DENSE), compute), "pruned": model}
+        models = {"dense": load(dense, compute), "pruned": model}
         timing = study.speed
         speeds = measure(models, timing.prefill_tokens, timing.decode_tokens, repeats=timing.repeats, seed=seed)
         result["speed"] = {key: value for key, value in asdict(speeds["pruned"]).items() if "ratios" not in key}
@@ -136,6 +136,7 @@ def _show(ctx: StageContext, result: dict[str, Any]) -> None:
     recipe = result["recipe"]
     ctx.set_tags(
         method=result["name"],
+        dense=recipe["model"],  # the tag `model` is what its source calls it
         sparsity=f"{recipe['sparsity']:g}",
         **{key: str(recipe[key]) for key in ("allocator", "compressor", "criterion", "repair")},
     )

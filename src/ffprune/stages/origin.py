@@ -11,9 +11,21 @@ from ffprune.export.provenance import Provenance
 from ffprune.models.card_metadata import card_metadata, license_of
 from ffprune.stages.artifacts import read_json
 from ffprune.stages.lineage import made_hashes, read_hashes, read_lock
-from ffprune.stages.record import DENSE, DOWNLOADED, PRUNED, REPAIRED, STAGES, SUMMARY, Stage, covers
+from ffprune.stages.record import (
+    DENSE,
+    FETCH,
+    PIPELINE_MODEL,
+    PRUNED,
+    REPAIRED,
+    STAGES,
+    SUMMARY,
+    Stage,
+    covers,
+    dense_model,
+    facts_of,
+)
 
-#: Facts of metrics/download.json that identify the source model, with what a model card calls them.
+#: Facts of a dense model that identify the source model, with what a model card calls them.
 _SOURCE = {
     "name": "name",
     "source": "source",
@@ -36,9 +48,12 @@ def origin_of(folder: Path) -> Provenance:
     folder = folder.resolve()
     for root in folder.parents:
         if (root / "dvc.lock").is_file():
-            place = folder.relative_to(root)
+            place, lock = folder.relative_to(root), read_lock(root / "dvc.lock")
             if any(covers(out, place) for out in (DENSE, PRUNED, REPAIRED)):
-                return _of_project(root, place)
+                return _of_project(root, place, lock, PIPELINE_MODEL, _makers(place))
+            fetch = FETCH.of(place.name)
+            if fetch.name in lock and place == Path(dense_model(place.name)):
+                return _of_project(root, place, lock, place.name, [fetch])
     told = card_metadata(folder)
     base = _text(told.get("base_model"))
     return Provenance(
@@ -53,13 +68,11 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _of_project(root: Path, place: Path) -> Provenance:
-    lock = read_lock(root / "dvc.lock")
-    file = root / DOWNLOADED
+def _of_project(root: Path, place: Path, lock: Mapping[str, Any], model: str, stages: list[Stage]) -> Provenance:
+    file = root / facts_of(model)
     facts: Mapping[str, Any] = read_json(file)["model"] if file.is_file() else {}
     beside = root / place.with_name(f"{place.name}.json")
     method = read_json(beside) if not covers(DENSE, place) and beside.is_file() else {}
-    stages = _makers(place)
     words = [str(facts.get("name", root.name)).rpartition("/")[2]]
     words += [place.name, f"{method['sparsity_target']:g}"] if method else []
     return Provenance(

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ffprune.core.errors import ParameterError
 from ffprune.export.markdown import markdown_table
 from ffprune.stages.params import PARAMS_FILE, load_params
-from ffprune.stages.record import DECIDE, METHOD, STAGES
+from ffprune.stages.record import ENTRIES, STAGES
 from ffprune.stages.sections import Params
 
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "minLength": "length >="}
@@ -114,11 +114,13 @@ def _walk(
         key = f"{above}.{name}" if above else str(name)
         inner = _resolved(_inside(schema, str(name)), definitions, value)
         nested = isinstance(value, dict) and bool(value)
+        # What `<<` brings along has its comment where it stands.
+        place = (values.lc.data or {}).get(name)
         yield Parameter(
             key,
             None if nested else _bare(value),
             "section" if nested else _type(inner, definitions),
-            _meaning(lines, values.lc.key(name)[0]),
+            _meaning(lines, place[0]) if place else "",
             tuple(_readers(key)),
         )
         if nested:
@@ -127,7 +129,8 @@ def _walk(
 
 def _inside(schema: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The schema of a field, or of an entry of a mapping with names of one's own."""
-    found: Mapping[str, Any] = schema.get("properties", {}).get(name) or schema.get("additionalProperties") or {}
+    patterned: Mapping[str, Any] = next(iter(schema.get("patternProperties", {}).values()), {})
+    found: Mapping[str, Any] = schema.get("properties", {}).get(name) or schema.get("additionalProperties") or patterned
     return found
 
 
@@ -171,8 +174,10 @@ def _meaning(lines: Sequence[str], number: int) -> str:
 
 def _readers(key: str) -> Iterator[str]:
     """Stages that declare the key, something above it, or something below it."""
-    for stage in (*STAGES, DECIDE, METHOD):
-        declared = (name.replace("${key}", "NAME") for name in stage.params)
+    for stage in (*STAGES, *ENTRIES):
+        section, _, below = key.partition(".")
+        entry = below.partition(".")[0] if section == stage.each and below else "NAME"
+        declared = (name.replace("${key}", entry) for name in stage.params)
         if any(_related(name, key) for name in declared):
             yield stage.name if stage.each is None else f"{stage.name}@NAME"
 

@@ -22,7 +22,7 @@ class Stage:
         metrics: JSON files shown by ``dvc metrics``.
         plots: CSV or JSON files shown by ``dvc plots``.
         each: the section of params.yaml whose every entry is a stage of its own (``foreach`` in dvc.yaml); ``${key}``
-            in the other fields stands for the entry's name.
+            in the other fields stands for the entry's name, ``${item.FIELD}`` for what it says.
     """
 
     name: str
@@ -38,7 +38,8 @@ class Stage:
         """The stage of one entry."""
 
         def filled(names: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(name.replace("${key}", key) for name in names)
+            own = f"${{{self.each}.{key}."
+            return tuple(name.replace("${key}", key).replace("${item.", own) for name in names)
 
         return replace(
             self,
@@ -72,9 +73,25 @@ class Stage:
         return (*self.outs, *self.metrics, *self.plots, self.run_record)
 
 
+#: The model of the section ``model``, as recipes name it.
+PIPELINE_MODEL = "dense"
+#: Folders of models/ that are no entry's of the section ``models``.
+MODEL_FOLDERS = (PIPELINE_MODEL, "pruned", "repaired", "methods", "pulled")
+
+
+def dense_model(name: str) -> str:
+    """Folder of a dense model, by the name that a recipe gives it."""
+    return f"models/{name}"
+
+
+def facts_of(name: str) -> str:
+    """What is known of a dense model and its source, by the name that a recipe gives it."""
+    return DOWNLOADED if name == PIPELINE_MODEL else f"metrics/models/{name}.json"
+
+
 DOWNLOADED = "metrics/download.json"
 EVALUATED = "metrics/runs/evaluate.json"
-DENSE = "models/dense"
+DENSE = dense_model(PIPELINE_MODEL)
 CALIBRATION = "data/text/calibration.txt"
 VALIDATION = "data/text/validation.txt"
 TEST = "data/text/test.txt"
@@ -221,6 +238,15 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 
+#: A stage for every entry of the section ``models``, beside the pipeline.
+FETCH = Stage(
+    name="fetch",
+    help="Fetch one more dense model, of the section `models`.",
+    params=("models.${key}",),
+    deps=(),
+    outs=(dense_model("${key}"), facts_of("${key}")),
+    each="models",
+)
 #: Two stages for every entry of the section ``methods``, beside the pipeline.
 DECIDE = Stage(
     name="decide",
@@ -230,6 +256,7 @@ DECIDE = Stage(
         *(
             f"methods.${{key}}.{field}"
             for field in (
+                "model",
                 "sparsity",
                 "allocator",
                 "compressor",
@@ -255,7 +282,7 @@ DECIDE = Stage(
         "compute",
         "seed",
     ),
-    deps=(DENSE, CALIBRATION, VALIDATION),
+    deps=(dense_model("${item.model}"), CALIBRATION, VALIDATION),
     outs=(DECISION,),
     each="methods",
 )
@@ -275,17 +302,24 @@ METHOD = Stage(
         "compute",
         "seed",
     ),
-    deps=(DENSE, CALIBRATION, DECISION, "${study.texts}", "${study.zero_shot.data}"),
+    deps=(dense_model("${item.model}"), CALIBRATION, DECISION, "${study.texts}", "${study.zero_shot.data}"),
     outs=("models/methods/${key}",),
     metrics=("metrics/methods/${key}.json",),
     each="methods",
 )
+#: Stages of which there is one for every entry of a section.
+ENTRIES = (FETCH, DECIDE, METHOD)
+
+
+def fetches(name: str) -> bool:
+    """Whether a stage brings a dense model here."""
+    return name == STAGES[0].name or name.partition("@")[0] == FETCH.name
 
 
 def computes(name: str) -> bool:
     """Whether a stage works on ``compute.device``; ``name`` may be that of an entry (``method@NAME``)."""
     kind = name.partition("@")[0]
-    return any(stage.name == kind and "compute" in stage.params for stage in (*STAGES, DECIDE, METHOD))
+    return any(stage.name == kind and "compute" in stage.params for stage in (*STAGES, *ENTRIES))
 
 
 def stage_named(name: str) -> Stage:
@@ -302,5 +336,6 @@ def maker_of(path: Path) -> str | None:
     """Name of the stage that writes ``path`` (relative to the workspace), if any does."""
     relative = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
     # An entry's files bear its name, with or without an ending.
-    entries = [stage.of(key) for stage in (DECIDE, METHOD) for key in (relative.stem, *relative.parts)]
+    entries = [stage.of(key) for stage in ENTRIES for key in (relative.stem, *relative.parts)]
+    entries = [entry for entry in entries if entry.outs[0] not in map(dense_model, MODEL_FOLDERS)]
     return next((s.name for s in (*STAGES, *entries) if any(covers(out, relative) for out in s.written)), None)

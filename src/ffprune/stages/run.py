@@ -17,7 +17,7 @@ from ffprune.stages.execution import close_dvc_execution, model_named
 from ffprune.stages.integrity import check_code, check_inputs
 from ffprune.stages.lineage import git_state, input_hashes, library_versions, machine, repository
 from ffprune.stages.params import PARAMS_FILE, load_params
-from ffprune.stages.record import DOWNLOADED, STAGES, Stage
+from ffprune.stages.record import PIPELINE_MODEL, STAGES, Stage, dense_model, facts_of
 from ffprune.stages.registry import register_after_report
 from ffprune.stages.sections import Compute, Params
 from ffprune.stages.tracking import StageRun, find_parent, open_store, workspace
@@ -48,7 +48,9 @@ def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
         run.inputs(hashes)
         # A study reads from the folder above its own, and MLflow takes no name with dots that lead upwards.
         read = {f"input.{path.replace('../', '')}": key for path, key in hashes.items()}
-        run.tags({**library_versions(), **read, **model_named(Path(DOWNLOADED))})
+        touched = {*context.deps, *stage.outs}
+        model = next((name for name in params.models if dense_model(name) in touched), PIPELINE_MODEL)
+        run.tags({**library_versions(), **read, **model_named(Path(facts_of(model)))})
         if "compute" in stage.params:
             configure(params.compute)
         with run.watched():

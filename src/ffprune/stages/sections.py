@@ -17,6 +17,7 @@ from ffprune.core.budget import Bounds
 from ffprune.core.errors import FfpruneError
 from ffprune.core.schedule import Schedule
 from ffprune.sources.base import ModelParams, TextParams
+from ffprune.stages.record import MODEL_FOLDERS, PIPELINE_MODEL
 
 
 class Section(BaseModel):
@@ -324,6 +325,7 @@ class Recipe(Section):
     """One method of a study. null: not used. `ffprune methods` lists the names and what goes with what."""
 
     label: str = Field(min_length=1)
+    model: str
     sparsity: float = Field(ge=0, lt=1)
     allocator: str
     compressor: str
@@ -359,6 +361,10 @@ class Units(Section):
     heads: Literal["group", "query"]
 
 
+#: Of an entry: a file name, and part of the name of its stages.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+
+
 class Params(Section):
     """The whole of params.yaml. Checks that span sections belong in a ``model_validator`` here."""
 
@@ -380,7 +386,8 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     study: Study
-    methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Recipe]
+    models: dict[Name, ModelParams]
+    methods: dict[Name, Recipe]
 
     @model_validator(mode="after")
     def _workers_have_their_device(self) -> Self:
@@ -397,6 +404,26 @@ class Params(Section):
                 f"workers with {gpus:g} GPUs each cannot compute on compute.device {device}: "
                 f"set workers.gpus {'above 0, such as 1 or 0.5' if device == 'cuda' else 'to 0'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _models_have_folders_of_their_own(self) -> Self:
+        if taken := sorted(set(self.models) & set(MODEL_FOLDERS)):
+            raise ValueError(
+                f"models has the names {taken}, and in the folder models/ {', '.join(MODEL_FOLDERS)} are folders of "
+                "other stages: give these entries other names"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _methods_have_their_model(self) -> Self:
+        known = (PIPELINE_MODEL, *self.models)
+        for name, recipe in self.methods.items():
+            if recipe.model not in known:
+                raise ValueError(
+                    f"methods.{name}.model {recipe.model!r} is no model; known are {', '.join(known)} "
+                    f"({PIPELINE_MODEL}: that of the section model): name one of them, or add it to the section models"
+                )
         return self
 
     @model_validator(mode="after")

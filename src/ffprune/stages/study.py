@@ -22,17 +22,17 @@ from ffprune.stages.exhibits.comparison import comparison
 from ffprune.stages.exhibits.exhibit import render
 from ffprune.stages.exhibits.page import Rendered
 from ffprune.stages.exhibits.papers import comparison_methods, exhibit
-from ffprune.stages.exhibits.results import Result, Setting
+from ffprune.stages.exhibits.results import Setting, results_of
 from ffprune.stages.params import PARAMS_FILE, load_params, validate
 from ffprune.stages.profiles import current_profile, profiles, with_profile
-from ffprune.stages.record import METHOD, TRACES
+from ffprune.stages.record import METHOD, PIPELINE_MODEL, TRACES
 from ffprune.stages.sections import Params, Tracking
 from ffprune.stages.tracking import open_store, start_parent
 
 FOLDER = Path("studies")
 REPORTS = Path("reports")
 #: Stages of the project that a study has.
-STAGES = ("download", "calibrate", "sensitivity", "decide", "method")
+STAGES = ("download", "calibrate", "sensitivity", "fetch", "decide", "method")
 
 
 def reproduce_exhibit(name: str, model: str | None, full: bool, show: bool, workers: int) -> bool:
@@ -75,7 +75,8 @@ def compare(model: str | None, full: bool, show: bool, workers: int) -> bool:
     study, folder = open_study(model, recipes)
     what = f"{len(recipes)} methods on {study}"
     done = show or _run(folder, what, methods.minutes.of(full), workers, recipes)
-    everything = load_params(folder / PARAMS_FILE).methods
+    known = load_params(folder / PARAMS_FILE).methods
+    everything = [name for name, recipe in known.items() if recipe.model == PIPELINE_MODEL]
     _publish(folder, "comparison", comparison(results_of(folder, everything), setting_of(folder, study)))
     return done
 
@@ -169,19 +170,6 @@ def _run(
     stages = [*(METHOD.of(key).name for key in recipes), *besides]
     words = [sys.executable, "-m", "ffprune", "run", "--workers", str(workers), *stages]
     return subprocess.run(words, cwd=folder, check=False).returncode == 0
-
-
-def results_of(folder: Path, names: Mapping[str, Any]) -> dict[str, Result]:
-    """What has been measured; perplexities get the dense model's beside them, where it was measured."""
-    files = {name: folder / METHOD.of(name).metrics[0] for name in names}
-    found: dict[str, Any] = {name: read_json(file) for name, file in files.items() if file.is_file()}
-    dense = next(
-        (r for r in found.values() if r["recipe"]["compressor"] == "none" and not r["recipe"]["quantize"]), None
-    )
-    for result in found.values():
-        for text, measured in result["perplexity"].items():
-            measured["dense"] = dense["perplexity"][text]["value"] if dense else None
-    return found
 
 
 def setting_of(folder: Path, study: str) -> Setting:

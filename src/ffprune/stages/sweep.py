@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ffprune.export.markdown import markdown_table
-from ffprune.stages.exhibits.comparison import comparison
 from ffprune.stages.exhibits.page import Rendered
+from ffprune.stages.exhibits.results import results_of
+from ffprune.stages.exhibits.rows import HEADS, NOTE, cells, rows_of
 from ffprune.stages.exhibits.sweeping import sweep_recipes
 from ffprune.stages.launch import launch_sweep
 from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.recipes import check_onload
 from ffprune.stages.record import METHOD
-from ffprune.stages.study import FOLDER, open_study, publish, results_of, setting_of
+from ffprune.stages.study import FOLDER, open_study, publish
 
 PAGE = FOLDER / "sweep.md"
 
@@ -88,13 +89,12 @@ def table(parts: Sequence[Part]) -> Rendered:
     missing = []
     for part in parts:
         results = results_of(part.folder, part.recipes)
-        rows += comparison(results, setting_of(part.folder, part.model)).rows
+        rows += rows_of(results.values(), part.model)
         missing += [f"`{name}` on {part.model}" for name in part.recipes if name not in results]
-    heads = ["Model", "Method", "Granularity", "Sparsity", "Perplexity", "Ratio to dense", "Removed, model", "Seconds"]
-    page = ["# Sweep", markdown_table(heads, [_cells(row) for row in rows])]
+    page = ["# Sweep", markdown_table(HEADS, [cells(row) for row in rows])]
     if missing:
         page.append(f"Not measured: {', '.join(missing)}.")
-    page.append("Sparsity is the target; † marks a method that removed another share of the prunable weights.")
+    page.append(NOTE)
     return Rendered("\n\n".join(page) + "\n", rows, None)
 
 
@@ -103,19 +103,3 @@ def publish_table(parts: Sequence[Part]) -> Rendered:
     shown = table(parts)
     publish(PAGE, f"sweep {' '.join(part.model for part in parts)}", shown, load_params().tracking)
     return shown
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    def number(key: str, style: str) -> str:
-        return "" if row[key] is None else format(row[key], style)
-
-    return [
-        str(row["model"]),
-        str(row["label"]),
-        str(row["granularity"]),
-        number("sparsity_target", ".2f"),
-        number("perplexity", ",.2f"),
-        number("ratio_to_dense", ".3f"),
-        number("removed_model", ".1%"),
-        f"{row['decide_seconds'] + row['prune_seconds']:,.0f}",
-    ]

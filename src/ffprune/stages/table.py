@@ -1,14 +1,19 @@
-"""The result table: metrics/summary.json for the terminal and, as Markdown, for Prefect's page."""
+"""The result tables: metrics/summary.json, also as Markdown for Prefect's page, and methods on all their models."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ffprune.export.markdown import markdown_table
 from ffprune.stages.artifacts import read_json
-from ffprune.stages.record import SUMMARY
+from ffprune.stages.exhibits.results import model_of, results_of
+from ffprune.stages.exhibits.rows import HEADS, NOTE, cells, rows_of
+from ffprune.stages.params import load_params
+from ffprune.stages.record import PIPELINE_MODEL, SUMMARY
+from ffprune.stages.sections import Params
 
 _COLUMNS = (
     "method",
@@ -51,17 +56,40 @@ def markdown(summary: dict[str, Any]) -> str:
     return markdown_table(columns(summary), result_rows(summary))
 
 
-def print_table() -> None:
-    """Print the table to the terminal."""
+def grid_rows(params: Params) -> list[dict[str, object]]:
+    """What was measured of the section ``methods``, model by model, in the order of the section ``models``."""
+    results = results_of(Path(), params.methods).values()
+    by_model = {name: [r for r in results if model_of(r) == name] for name in (PIPELINE_MODEL, *params.models)}
+    return [row for name, own in by_model.items() for row in rows_of(own, name, tuple(params.study.texts))]
+
+
+def print_table(as_json: bool) -> None:
+    """Print the pipeline's table, and the grid where methods were measured.
+
+    Raises:
+        MissingInput: nothing was measured.
+    """
+    methods = grid_rows(load_params())
+    # A study has methods alone.
+    summary = None if methods and not Path(SUMMARY).is_file() else read_json(Path(SUMMARY))
+    if as_json:
+        print(json.dumps({"pipeline": summary, "methods": methods}, indent=2))
+        return
+    if summary:
+        _print(SUMMARY, columns(summary), result_rows(summary))
+    if methods:
+        _print("Methods of params.yaml", HEADS, [cells(row) for row in methods], NOTE)
+
+
+def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{SUMMARY}")
-    summary = read_json(Path(SUMMARY))
-    for number, column in enumerate(columns(summary)):
-        table.add_column(column, justify="right" if number else "left")
-    for cells in result_rows(summary):
-        table.add_row(*cells)
+    table = Table(title=title, caption=note)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
     # Not a terminal: no reason to squeeze the table into 80 columns.
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)

@@ -25,6 +25,7 @@ NAMES = [
 ]
 KEYS = {
     "label",
+    "model",
     "sparsity",
     "allocator",
     "compressor",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -10,10 +10,8 @@ from ffprune.export.markdown import markdown_table
 from ffprune.stages.exhibits.bars import ratio_bars
 from ffprune.stages.exhibits.marks import color, panels, plain_ticks
 from ffprune.stages.exhibits.page import Rendered, off_target, perplexity_shown, recoveries, windows_shown
-from ffprune.stages.exhibits.results import Result, Setting, on_target, ratio, removed_prunable, removed_whole, text_of
-
-_TEXTS = ("test", "wikitext2", "ptb", "c4")
-_Groups = dict[tuple[str, float], list[Result]]
+from ffprune.stages.exhibits.results import Result, Setting, ratio, removed_prunable, removed_whole, text_of
+from ffprune.stages.exhibits.rows import TEXTS, Groups, groups_of, label_of, rows_of
 
 
 def comparison(results: Mapping[str, Result], setting: Setting) -> Rendered:
@@ -23,8 +21,8 @@ def comparison(results: Mapping[str, Result], setting: Setting) -> Rendered:
         results: method name -> content of metrics/methods/NAME.json.
         setting: what the results have in common.
     """
-    text = text_of(results.values(), _TEXTS)
-    groups = _groups(results.values(), text) if text else {}
+    text = text_of(results.values(), TEXTS)
+    groups = groups_of(results.values(), text) if text else {}
     parts = [f"# Methods compared on {setting.model}"]
     if not text:
         parts.append("No method has been run yet.")
@@ -39,23 +37,9 @@ def comparison(results: Mapping[str, Result], setting: Setting) -> Rendered:
         parts += [" ".join(notes), "![Methods compared](comparison.png)"]
     return Rendered(
         "\n\n".join(parts) + "\n",
-        [_row(result, str(text), setting) for members in groups.values() for result in members],
+        rows_of(results.values(), setting.model),
         _figure(groups, str(text), setting) if text else None,
     )
-
-
-def _granularity(result: Result) -> str:
-    """What methods are compared under: SliceGPT and SVD-LLM make tensors smaller as structured pruning does."""
-    if result["recipe"]["compressor"] == "none":
-        return ""
-    return "unstructured" if result["granularity"] == "unstructured" else "structured"
-
-
-def _groups(results: Iterable[Result], text: str) -> _Groups:
-    groups: _Groups = {}
-    for result in results:
-        groups.setdefault((_granularity(result), float(result["recipe"]["sparsity"])), []).append(result)
-    return {key: sorted(groups[key], key=lambda r: ratio(r, text) or float("inf")) for key in sorted(groups)}
 
 
 def _title(group: tuple[str, float]) -> str:
@@ -63,24 +47,10 @@ def _title(group: tuple[str, float]) -> str:
     return f"{granularity.capitalize()}, {sparsity:.0%} sparsity" if granularity else "Not pruned"
 
 
-def _label(result: Result) -> str:
-    """The method's label, with what tells its variants apart."""
-    recipe = result["recipe"]
-    parts = [
-        str(recipe["label"]),
-        *([str(recipe["pattern"])] if recipe["pattern"] else []),
-        *([f"{recipe['trials']:,} trials"] if recipe["trials"] else []),
-        *([f"from {recipe['first']['sparsity']:.0%}"] if recipe["first"] else []),
-        *([f"{recipe['calibration_windows']:,} windows"] if recipe["calibration_windows"] else []),
-        *([f"{recipe['quantize']['bits']} bits"] if recipe["quantize"] else []),
-    ]
-    return ", ".join(parts) + ("" if on_target(result) else " †")
-
-
 def _table(members: Sequence[Result], text: str) -> str:
     rows = [
         [
-            _label(result),
+            label_of(result),
             perplexity_shown(result, text).shown if text in result["perplexity"] else f"no {text} text",
             f"{removed_prunable(result):.1%}",
             f"{removed_whole(result):.1%}",
@@ -95,26 +65,7 @@ def _table(members: Sequence[Result], text: str) -> str:
     )
 
 
-def _row(result: Result, text: str, setting: Setting) -> dict[str, object]:
-    return {
-        "model": setting.model,
-        "method": result["name"],
-        "label": _label(result),
-        "granularity": result["granularity"],
-        "sparsity_target": result["recipe"]["sparsity"],
-        "perplexity": result["perplexity"].get(text, {}).get("value"),
-        "ratio_to_dense": ratio(result, text),
-        "removed_prunable": removed_prunable(result),
-        "removed_model": removed_whole(result),
-        "params_after": result["params_after"],
-        "compression": result["compression"],
-        "decide_seconds": result["seconds"]["decide"],
-        "prune_seconds": result["seconds"]["prune"],
-        "trials": result["trials"],
-    }
-
-
-def _figure(groups: _Groups, text: str, setting: Setting) -> Figure:
+def _figure(groups: Groups, text: str, setting: Setting) -> Figure:
     """A row of panels a group: perplexity, what is gone, time."""
     sizes = [len(members) for members in groups.values()]
     figure, axes = panels(
@@ -128,7 +79,7 @@ def _figure(groups: _Groups, text: str, setting: Setting) -> Figure:
     for number, (group, members) in enumerate(groups.items()):
         left, middle, right = axes[3 * number : 3 * number + 3]
         places = range(len(members))
-        ratio_bars(left, [_label(result) for result in members], members, [ratio(result, text) for result in members])
+        ratio_bars(left, [label_of(result) for result in members], members, [ratio(result, text) for result in members])
         left.set_title(_title(group), loc="left", fontsize=10)
         for place, result in enumerate(members):
             middle.plot(100 * removed_prunable(result), place, "o", color=color(result), markersize=7)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from ffprune.stages.artifacts import read_json
+from ffprune.stages.record import METHOD, PIPELINE_MODEL
 
 Result = Mapping[str, Any]
 #: Further from the target than this, a method does not stand at equal removed parameters (share of the prunable).
@@ -73,6 +77,35 @@ class Setting:
     text: str
     dtype: str
     seed: int
+
+
+def results_of(folder: Path, names: Iterable[str]) -> dict[str, Result]:
+    """What has been measured of these methods; perplexities get those of the same model, dense, beside them.
+
+    Args:
+        folder: of the project or the study.
+        names: entries of ``methods``.
+
+    Returns:
+        Method name -> result, of those that have one; ``dense`` is None where the model itself was not measured.
+    """
+    files = {name: folder / METHOD.of(name).metrics[0] for name in names}
+    found: dict[str, Any] = {name: read_json(file) for name, file in files.items() if file.is_file()}
+    dense = {model_of(r): r["perplexity"] for r in found.values() if _is_dense(r)}
+    for result in found.values():
+        own = dense.get(model_of(result), {})
+        for text, measured in result["perplexity"].items():
+            measured["dense"] = own[text]["value"] if text in own else None
+    return found
+
+
+def model_of(result: Result) -> str:
+    """The dense model that a method was run on; the only one there was, where the recipe is older than the choice."""
+    return str(result["recipe"].get("model", PIPELINE_MODEL))
+
+
+def _is_dense(result: Result) -> bool:
+    return result["recipe"]["compressor"] == "none" and not result["recipe"]["quantize"]
 
 
 def text_of(results: Iterable[Result], texts: Sequence[str]) -> str | None:
