@@ -17,11 +17,16 @@ from ruamel.yaml import YAML
 
 from ffprune.core.errors import MissingInput, ParameterError
 from ffprune.stages import study
-from ffprune.stages.exhibits.papers import exhibit
+from ffprune.stages.artifacts import write_json
+from ffprune.stages.exhibits.page import Rendered
+from ffprune.stages.exhibits.papers import comparison_methods, exhibit
 from ffprune.stages.params import load_params, read_yaml
+from ffprune.stages.record import METHOD
+from tests.stages.made_up import result
 from tests.stages.tiny_project import defaults, write_sources
 from tests.tiny import llama
 from tests.toy import REPO, isolate
+from tests.workspace import set_parameters
 
 
 @pytest.fixture
@@ -106,6 +111,32 @@ def test_studies_share_the_projects_documents_of_tasks(project: Path) -> None:
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("data/zero_shot", "/far/away"))
     study.open_study("tiny", recipes)
     assert load_params(folder / "params.yaml").study.zero_shot.data == "/far/away"
+
+
+def test_a_study_of_an_older_project_is_told_what_it_lacks(project: Path) -> None:
+    recipes = exhibit("ms-table-1").recipes(False)
+    _, folder = study.open_study("tiny", recipes)
+    values = read_yaml(folder / "params.yaml")
+    del values["models"], values["methods"]["dense"]["model"]
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(values, file)
+    with pytest.raises(ParameterError, match=r"'models' is missing"):
+        study.open_study("tiny", recipes)
+    with pytest.raises(ParameterError, match=r"'methods\.dense\.model' is missing"):
+        load_params(folder / "params.yaml")
+
+
+def test_a_comparison_is_of_one_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = comparison_methods().recipes(False)["dense"]
+    _, folder = study.open_study("tiny", {})
+    other = {"models.other": defaults()["model"], "methods": {"dense": dense, "other": {**dense, "model": "other"}}}
+    set_parameters(folder, other)
+    for name, entry in other["methods"].items():
+        write_json(folder / METHOD.of(name).metrics[0], result(name, entry))
+    shown: list[Rendered] = []
+    monkeypatch.setattr(study, "_publish", lambda folder, name, page: shown.append(page))
+    study.compare("tiny", full=False, show=True, workers=1)
+    assert [row["method"] for row in shown[0].rows] == ["dense"]
 
 
 def test_wrong_names_are_refused_with_those_there_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

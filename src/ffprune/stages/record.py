@@ -313,7 +313,7 @@ ENTRIES = (FETCH, DECIDE, METHOD)
 
 def fetches(name: str) -> bool:
     """Whether a stage brings a dense model here."""
-    return name == STAGES[0].name or name.partition("@")[0] == FETCH.name
+    return name.partition("@")[0] in ("download", FETCH.name)
 
 
 def computes(name: str) -> bool:
