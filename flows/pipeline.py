@@ -175,7 +175,8 @@ def _run(stages: list[str], force: bool, workers: int) -> State[Any]:
             named = stage.with_options(name=name, retries=len(RETRY_AFTER_SECONDS), retry_condition_fn=_may_pass)
             # A model that could not be fetched stops those stages alone that read it.
             models = [] if name in first else [allow_failure(futures[model]) for model in first]
-            futures[name] = named.submit(name, ready, wait_for=models)
+            submit: Any = named.submit  # its declaration has a task's own parameters alone
+            futures[name] = submit(name, ready, wait_for=models)
         for name, future in futures.items():
             future.wait()
             # A stage that raised where no stage should: its state alone knows why.

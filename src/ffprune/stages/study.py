@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from ffprune.core.errors import MissingInput, ParameterError
 from ffprune.stages.artifacts import read_json, write_csv, write_text
+from ffprune.stages.editing import round_trip
 from ffprune.stages.exhibits.comparison import comparison
 from ffprune.stages.exhibits.exhibit import render
 from ffprune.stages.exhibits.page import Rendered
@@ -105,8 +106,7 @@ def open_study(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path
     file = folder / PARAMS_FILE
     new = not file.is_file()
     text = with_profile(PARAMS_FILE.read_text(), name) if new else file.read_text()
-    yaml = YAML()  # round trip: comments stay
-    yaml.width = 120
+    yaml = round_trip()
     values = yaml.load(text)
     known = values["methods"] or {}
     values["methods"] = {**known, **{name: _with(recipe, known.get(name, {})) for name, recipe in recipes.items()}}
@@ -144,8 +144,7 @@ def pipeline(text: str, texts: Sequence[str]) -> str:
         text: the project's dvc.yaml.
         texts: names of the texts in ``study.texts``.
     """
-    yaml = YAML()
-    yaml.width = 120
+    yaml = round_trip()
     values = yaml.load(text)
     for name in list(values["stages"]):
         if name not in STAGES:
