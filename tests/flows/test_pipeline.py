@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def test_a_run_beside_another_is_refused(make: MakeRepo) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_flow_leaves_no_stage_and_no_server_behind(make: MakeRepo, number: signal.Signals) -> None:
     tie = "from ffprune.stages.lifeline import die_with_parent as d; d(); import time; time.sleep(200)"
-    command = f"echo $$ >> pids; exec {sys.executable} -c '{tie}'"
+    command = f"echo $$ >> pids; exec {shlex.quote(sys.executable)} -c '{tie}'"
     # Two that need nothing of each other: the one that waits for its turn must not begin.
     make(f'stages:\n  one: {{cmd: "{command}", outs: [x]}}\n  two: {{cmd: "{command}", outs: [y]}}\n')
     # A test run started in the background ignores SIGINT, and so would everything that it starts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ TIE = "from ffprune.stages.lifeline import die_with_parent as d; d(); import tim
 STAGES = f"""
 stages:
   quick: {{cmd: "echo 'error: no network' >&2; test -f tried && echo made > x || (touch tried; exit 75)", outs: [x]}}
-  slow: {{cmd: "echo $$ > pid; exec {sys.executable} -c '{TIE}'", deps: [x], outs: [y]}}
+  slow: {{cmd: "echo $$ > pid; exec {shlex.quote(sys.executable)} -c '{TIE}'", deps: [x], outs: [y]}}
 """
 
 

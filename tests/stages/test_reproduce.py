@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from ffprune.stages.lifeline import STARTER_VARIABLE
 from ffprune.stages.reproduce import Output, Processes, Reproduced, failure_message, is_transient, reproduce
 from tests.toy import alive, make_repo, wait_until
 
-SLEEPER = f"stages:\n  slow: {{cmd: exec {sys.executable} sleeper.py, deps: [sleeper.py], outs: [x]}}\n"
+SLEEPER = f"stages:\n  slow: {{cmd: exec {shlex.quote(sys.executable)} sleeper.py, deps: [sleeper.py], outs: [x]}}\n"
 # The stage ties itself to its parent as `ffprune STAGE` does.
 SLEEPING = """
 import os, pathlib, time
