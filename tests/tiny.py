@@ -22,12 +22,18 @@ CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 VOCAB = len(CHARACTERS) + 1
 
 
-def llama(tied: bool = True, kv_heads: int = 2) -> PreTrainedModel:
+def llama(
+    tied: bool = True,
+    kv_heads: int = 2,
+    hidden_size: int = 16,
+    intermediate_size: int = 24,
+    num_hidden_layers: int = 2,
+) -> PreTrainedModel:
     config = LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_hidden_layers,
         num_attention_heads=4,
         num_key_value_heads=kv_heads,
         max_position_embeddings=1024,

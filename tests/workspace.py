@@ -7,12 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from ffprune.stages.editing import set_parameters
+from ffprune.stages.params import PARAMS_FILE
 from tests.toy import REPO, SETTINGS
 
 
@@ -35,19 +34,6 @@ def copy_project(folder: Path, *parts: str) -> None:
             shutil.copy2(REPO / name, folder / name)
 
 
-def set_parameters(folder: Path, values: Mapping[str, Any]) -> None:
-    """Change parameters, by their dotted keys."""
-    file, yaml = folder / "params.yaml", YAML()
-    params = yaml.load(file)
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        section = params
-        for parent in parents:
-            section = section[parent]
-        section[last] = value
-    yaml.dump(params, file)
-
-
 def stages_run(output: str) -> list[str]:
     """The stages whose command ran, by what `dvc repro` said."""
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
@@ -68,7 +54,7 @@ class Workspace:
         self.environment = environment()
 
     def set(self, values: dict[str, Any]) -> None:
-        set_parameters(self.folder, values)
+        set_parameters(values, self.folder / PARAMS_FILE)
 
     def run(self, *words: str) -> str:
         done = subprocess.run(

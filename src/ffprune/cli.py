@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -236,12 +237,14 @@ def params_check() -> None:
         from ffprune.stages.compressing import check_model, check_save
         from ffprune.stages.recipes import check_onload
 
+        # Many methods, few models.
+        view_of = functools.cache(read_view)
         for name, recipe in given.methods.items():
             check_onload(name, recipe, given.compute)
             check_save(name, recipe)
             folder = Path(dense_model(recipe.model))
             if (folder / "config.json").exists():  # else the stage `method` refuses, behind a search
-                check_model(name, recipe, read_view(folder))
+                check_model(name, recipe, view_of(folder))
     print(f"{PARAMS_FILE}: every parameter is known and valid")
 
 

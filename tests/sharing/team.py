@@ -14,11 +14,13 @@ from ruamel.yaml import YAML
 
 from ffprune.stages.artifacts import write_json
 from ffprune.stages.context import Nowhere, StageContext
+from ffprune.stages.editing import set_parameters
 from ffprune.stages.lineage import recorded_hashes
+from ffprune.stages.params import PARAMS_FILE
 from ffprune.stages.record import RESULTS, STAGES, SUMMARY
 from ffprune.stages.run import call
 from tests.stages.tiny_project import MODELS, params, write_sources
-from tests.workspace import copy_project, environment, set_parameters, stages_run
+from tests.workspace import copy_project, environment, stages_run
 
 #: What a clone needs to run: no tests, no documents.
 _PARTS = ("dvc.yaml", "Makefile", ".dvc", ".dvcignore", ".gitignore", "data", "flows", "metrics", "mlruns", "models")
@@ -78,7 +80,7 @@ class Clone:
 
     def set(self, key: str, value: Any) -> None:
         """Change one parameter."""
-        set_parameters(self.folder, {key: value})
+        set_parameters({key: value}, self.folder / PARAMS_FILE)
 
     def commit(self, message: str) -> None:
         self.git("add", "-A")

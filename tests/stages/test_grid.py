@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ffprune.models.checkpoint import save_model
 from ffprune.models.surgery import param_count
 from ffprune.stages.context import StageContext
+from ffprune.stages.editing import set_parameters
 from ffprune.stages.params import load_params
 from ffprune.stages.record import DECIDE, METHOD, facts_of
 from ffprune.stages.tracking import open_store
 from tests.stages.test_method_tiny import recipe
 from tests.stages.test_study import project
 from tests.stages.tiny_project import params
-from tests.tiny import VOCAB, character_tokenizer, llama, spread
+from tests.tiny import character_tokenizer, llama, spread
 from tests.toy import REPO
-from tests.workspace import environment, set_parameters
+from tests.workspace import environment
 
 __all__ = ["project"]
 
@@ -39,18 +40,7 @@ GRID = (("dense", "slice", 0.2), ("dense", "mask", 0.4), ("wide", "slice", 0.4),
 
 def wide(channels: int = 48) -> PreTrainedModel:
     """A Llama of another size than that of the project."""
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=channels,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    return LlamaForCausalLM(config)
+    return llama(hidden_size=32, intermediate_size=channels, num_hidden_layers=3)
 
 
 def entry(folder: Path) -> dict[str, Any]:
@@ -85,7 +75,7 @@ def test_a_grid_of_models_granularities_and_sparsities_runs_in_one_pipeline(
     grid = {f"{model}-itself": recipe("none", 0.0, model=model) for model in MODELS}
     for model, kind, sparsity in GRID:
         grid[f"{model}-{kind}-{100 * sparsity:g}"] = recipe(kind, sparsity, model=model, **KINDS[kind])
-    set_parameters(project, {"models": {"wide": entry(Path("source/wide"))}, "methods": grid})
+    set_parameters({"models": {"wide": entry(Path("source/wide"))}, "methods": grid})
     stages = [f"{stage}@{name}" for stage in ("decide", "method") for name in grid]
     assert run(*(METHOD.of(name).name for name in grid)) == dict.fromkeys(
         ["download", "fetch@wide", *stages], "Completed"
@@ -117,7 +107,7 @@ def test_a_grid_of_models_granularities_and_sparsities_runs_in_one_pipeline(
     assert {tag["model"] for tag in tags} == {"wide"}
 
     # Another source of one model: what reads the others does not run again.
-    set_parameters(project, {"models.wide.source.path": "source/wider"})
+    set_parameters({"models.wide.source.path": "source/wider"})
     again = run(*(METHOD.of(f"{model}-itself").name for model in MODELS))
     assert {name for name, state in again.items() if state == "Completed"} == {
         *("fetch@wide", "decide@wide-itself", "method@wide-itself")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ffprune.core.errors import ParameterError
-from ffprune.stages import profiles
+from ffprune.stages import editing, profiles
 from tests.toy import REPO
 
 PARAMS = """# The parameters.
@@ -27,7 +27,7 @@ ridge:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(profiles, "validate", lambda values, path, model: None)
+    monkeypatch.setattr(editing, "validate", lambda values, path, model: None)
     Path("params.yaml").write_text(PARAMS)
     Path("profiles").mkdir()
     Path("profiles/opt.yaml").write_text("# OPT-125m\nmodel:\n  name: new # of the hub\n\ndata:\n  text: new\n")

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from ffprune.core.errors import MissingInput, ParameterError
 from ffprune.stages import study
 from ffprune.stages.artifacts import write_json
+from ffprune.stages.editing import set_parameters
 from ffprune.stages.exhibits.page import Rendered
 from ffprune.stages.exhibits.papers import comparison_methods, exhibit
 from ffprune.stages.params import load_params, read_yaml
@@ -26,7 +27,6 @@ from tests.stages.made_up import result
 from tests.stages.tiny_project import defaults, write_sources
 from tests.tiny import llama
 from tests.toy import REPO, isolate
-from tests.workspace import set_parameters
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_comparison_is_of_one_model(project: Path, monkeypatch: pytest.MonkeyP
     dense = comparison_methods().recipes(False)["dense"]
     _, folder = study.open_study("tiny", {})
     other = {"models.other": defaults()["model"], "methods": {"dense": dense, "other": {**dense, "model": "other"}}}
-    set_parameters(folder, other)
+    set_parameters(other, folder / "params.yaml")
     for name, entry in other["methods"].items():
         write_json(folder / METHOD.of(name).metrics[0], result(name, entry))
     shown: list[Rendered] = []

@@ -64,9 +64,19 @@ def set_parameters(changes: Mapping[str, Any], file: Path = PARAMS_FILE) -> list
     if told:
         out = io.StringIO()
         yaml.dump(values, out)
-        validate(YAML(typ="safe", pure=True).load(out.getvalue()), file, Params)
-        write_text(file, out.getvalue())
+        write_parameters(out.getvalue(), file)
     return told
+
+
+def write_parameters(text: str, file: Path) -> None:
+    """Write a params.yaml that is valid.
+
+    Raises:
+        ParameterError: it would not be; nothing is written then.
+    """
+    validate(YAML(typ="safe", pure=True).load(text), file, Params)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
 
 
 def parse_changes(words: Iterable[str]) -> dict[str, Any]:

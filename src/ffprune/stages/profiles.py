@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from ffprune.core.errors import ParameterError
-from ffprune.stages.artifacts import write_text
-from ffprune.stages.params import PARAMS_FILE, read_yaml, validate
-from ffprune.stages.sections import Params
+from ffprune.stages.editing import write_parameters
+from ffprune.stages.params import PARAMS_FILE, read_yaml
 
 FOLDER = Path("profiles")
 SECTIONS = ("model", "data")
@@ -33,8 +29,7 @@ def use_profile(name: str) -> None:
         ParameterError: no such profile, or the parameters would not be valid; nothing is written then.
     """
     text = with_profile(PARAMS_FILE.read_text(), name)
-    validate(YAML(typ="safe", pure=True).load(io.StringIO(text)), PARAMS_FILE, Params)
-    write_text(PARAMS_FILE, text)
+    write_parameters(text, PARAMS_FILE)
 
 
 def with_profile(text: str, name: str) -> str:

@@ -14,20 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from ffprune.core.errors import MissingInput, ParameterError
 from ffprune.stages.artifacts import read_json, write_csv, write_text
-from ffprune.stages.editing import round_trip
+from ffprune.stages.editing import round_trip, write_parameters
 from ffprune.stages.exhibits.comparison import comparison
 from ffprune.stages.exhibits.exhibit import render
 from ffprune.stages.exhibits.page import Rendered
 from ffprune.stages.exhibits.papers import comparison_methods, exhibit
 from ffprune.stages.exhibits.results import Setting, results_of
-from ffprune.stages.params import PARAMS_FILE, load_params, validate
+from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.profiles import current_profile, profiles, with_profile
 from ffprune.stages.record import METHOD, PIPELINE_MODEL, TRACES
-from ffprune.stages.sections import Params, Tracking
+from ffprune.stages.sections import Tracking
 from ffprune.stages.tracking import open_store, start_parent
 
 FOLDER = Path("studies")
@@ -114,9 +112,7 @@ def open_study(model: str | None, recipes: Mapping[str, Any]) -> tuple[str, Path
         values["study"]["zero_shot"]["data"] = _shared(load_params().study.zero_shot.data)
     out = io.StringIO()
     yaml.dump(values, out)
-    validate(YAML(typ="safe", pure=True).load(out.getvalue()), file, Params)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, out.getvalue())
+    write_parameters(out.getvalue(), file)
     if not (folder / "dvc.yaml").is_file():
         write_text(folder / "dvc.yaml", pipeline(Path("dvc.yaml").read_text(), list(values["study"]["texts"])))
     return name, folder
