@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,12 +71,17 @@ def merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 @functools.cache
-def defaults() -> dict[str, Any]:
+def _defaults() -> dict[str, Any]:
     return merged(read_yaml(REPO / "params.yaml"), SMALL)
 
 
+def defaults() -> dict[str, Any]:
+    """A copy, which a test may change."""
+    return copy.deepcopy(_defaults())
+
+
 def params(**changes: Any) -> Params:
-    return Params.model_validate(merged(defaults(), changes))
+    return Params.model_validate(merged(_defaults(), changes))
 
 
 def write_text(path: Path, articles: int = 24) -> None:
