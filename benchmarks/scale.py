@@ -35,12 +35,14 @@ from ffprune.compress.structured import prepare
 from ffprune.core.budget import Bounds
 from ffprune.core.gram import Gram
 from ffprune.core.importance import rank
+from ffprune.core.outcome import Samples
 from ffprune.core.units import Allocation
 from ffprune.evaluate.logits import reduce_logits
 from ffprune.evaluate.reward import ModelReward
 from ffprune.models.calibration import Calibration
 from ffprune.models.curvature import output_curvature
 from ffprune.models.view import ModelView
+from ffprune.stages.environment import keep_memory
 from ffprune.stages.evidence import last_grams
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
@@ -63,6 +65,7 @@ def main() -> int:
     parser.add_argument("--size", nargs="*", choices=SIZES, default=list(SIZES))
     parser.add_argument("--again", action="store_true", help="measure what is known already, too")
     chosen = parser.parse_args()
+    keep_memory()
     known: dict[str, Any] = json.loads(RESULTS.read_text())["sizes"] if RESULTS.is_file() else {}
     for size in chosen.size:
         if size in known and not chosen.again:
@@ -152,11 +155,11 @@ def measure(size: str) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         seed=0,
     )
-    reward(policy, 1, 0)  # the dense model's part, and levels that the bank of the pipeline would have
+    reward(policy, Samples(1, 0))  # the dense model's part, and levels that the bank of the pipeline would have
 
     def trial() -> None:
         reward._known.clear()
-        reward(policy, 1, 0)
+        reward(policy, Samples(1, 0))
 
     one = windows[:1]
     pairs = [(_seconds(trial), _seconds(lambda: _logits(model, one))) for _ in range(7)]

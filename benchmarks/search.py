@@ -42,16 +42,19 @@ from ffprune.allocate.evopress import EvoPress, evopress
 from ffprune.allocate.guidance import Guidance
 from ffprune.allocate.guided import GuidedResult, guided
 from ffprune.allocate.problem import Problem
-from ffprune.allocate.search import Candidate, NoStore, SearchResult, search
+from ffprune.allocate.race import Candidate
+from ffprune.allocate.search import NoStore, SearchResult, search
 from ffprune.allocate.uniform import handmade, uniform
 from ffprune.compress.structured import Plan, prepare
 from ffprune.core.budget import Bounds
+from ffprune.core.outcome import Samples
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 from ffprune.evaluate.logits import reduce_logits
 from ffprune.evaluate.reward import ModelReward
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
+from ffprune.stages.environment import keep_memory
 from ffprune.stages.inputs import DTYPES, load, read_orders, sample_windows
 from ffprune.stages.levels import read_levels
 from ffprune.stages.params import load_params
@@ -128,6 +131,7 @@ def main() -> int:
         print(f"skipped: {chosen.project} has no {LEVELS}; make run makes it", file=sys.stderr)
         return 0
     params = load_params(chosen.project / "params.yaml")
+    keep_memory()
     torch.set_float32_matmul_precision(params.compute.matmul_precision)
     bench = Bench(chosen.project, params)
     runs: dict[str, Any] = json.loads(RUNS.read_text()) if RUNS.is_file() and not chosen.again else {}
@@ -189,11 +193,15 @@ def _ours(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, An
 
 
 def _transferred(bench: Bench, sparsity: float, seed: int, trials: int) -> dict[str, Any]:
-    """A third of the trials, after a search at the other sparsity, whose tokens are not counted."""
+    """No trial, 8 and 16, after a search at the other sparsity, whose tokens are not counted."""
     del trials
     other = 0.5 - sparsity
     first = _guided(bench.problem(other, bench.curves), bench.curves, TRIALS, seed, FLAT)
-    return _spent(_guided(bench.problem(sparsity, bench.curves), bench.curves, TRIALS // 3, seed, FLAT, first.agent), 0)
+    steps = []
+    for count in (0, 8, 16):
+        found = _guided(bench.problem(sparsity, bench.curves), bench.curves, count, seed, FLAT, first.agent)
+        steps.append(_spent(found, 0))
+    return {"steps": steps, **steps[-1]}
 
 
 def _ppo(preset: str, mapping: str, reward: str, informed: bool) -> Callable[[Bench, float, int, int], dict[str, Any]]:
@@ -284,7 +292,7 @@ def _spent(found: SearchResult, evidence: int) -> dict[str, Any]:
 
 def _judged(bench: Bench, row: dict[str, Any], best: Candidate) -> dict[str, Any]:
     """The same answer, judged as all are: repaired, on the fixed samples."""
-    judged = Candidate(best.name, best.allocation, bench.reward(best.allocation, SAMPLES, None))
+    judged = Candidate(best.name, best.allocation, (bench.reward(best.allocation, Samples(FIXED, None)),))
     return row | _answer(judged)
 
 
@@ -311,7 +319,7 @@ def _cost(bench: Bench) -> dict[str, list[float]]:
     def trial(kind: str, reward: ModelReward, policy: Allocation) -> None:
         reward._known.clear()
         begun = clock()
-        reward(policy, SAMPLES, 0)
+        reward(policy, Samples(SAMPLES, 0))
         seconds[kind].append(clock() - begun)
 
     def forward(policy: Allocation) -> None:

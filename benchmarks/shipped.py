@@ -44,6 +44,7 @@ from ffprune.models.checkpoint import load_model, load_tokenizer, save_model
 from ffprune.models.surgery import light_copy, slice_model
 from ffprune.models.view import ModelView
 from ffprune.stages.artifacts import read_json
+from ffprune.stages.environment import keep_memory
 from ffprune.stages.params import load_params
 from ffprune.stages.plan import meta_model
 from ffprune.stages.record import CURVES, DENSE
@@ -75,6 +76,7 @@ def main() -> int:
     if not (chosen.project / CURVES).is_file():
         print(f"skipped: {chosen.project} has no {CURVES}; make run makes it", file=sys.stderr)
         return 0
+    keep_memory()
     torch.set_float32_matmul_precision(load_params(chosen.project / "params.yaml").compute.matmul_precision)
     rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
     for name, part in PARTS.items():

@@ -36,7 +36,8 @@ from ffprune.stages.lanes import Lanes, room
 from ffprune.stages.lifeline import hasten_exit, leave_on_sigterm
 from ffprune.stages.params import load_params
 from ffprune.stages.progress import on_terminal
-from ffprune.stages.record import computes, fetches
+from ffprune.stages.record import METHOD, computes, fetches
+from ffprune.stages.registering import register_if_any
 from ffprune.stages.reproduce import Output, Processes, reproduce
 from ffprune.stages.sections import Params
 from ffprune.stages.tracking import PARENT_VARIABLE, Store, open_store, start_parent, store_uri
@@ -206,6 +207,8 @@ def _record(execution: Execution, store: Store, status: str, params: Params) -> 
     rows = summarise_execution(store, execution.parent, outcomes)
     store.client.set_terminated(execution.parent, status)
     if status != "KILLED":
+        if any(outcome == "ran" and name.startswith(f"{METHOD.name}@") for name, outcome in outcomes.items()):
+            register_if_any(store)  # the stage report does it for the pipeline's own models
         run = f"experiments/{store.experiment_id}/runs/{execution.parent}"
         show_outcomes(rows, f"{store_uri(params.tracking)} run {execution.parent}", run)
         show_results(execution.settled())

@@ -157,7 +157,7 @@ def inspect(
 def register() -> None:
     """Enter the best measured models into MLflow's registry, as `report` does by itself."""
     from ffprune.stages.params import load_params
-    from ffprune.stages.registry import register_models
+    from ffprune.stages.registering import register_models
     from ffprune.stages.tracking import open_store
 
     for found in register_models(open_store(load_params().tracking)):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from ffprune.core.budget import Bounds, limits
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.units import Allocation, Unit
 from tests.allocate.worlds import Bandit, models
 
@@ -52,6 +52,6 @@ def has_gaps(units: Sequence[Unit], bounds: Bounds) -> bool:
 class Fickle(Bandit):
     """A bandit whose units matter the other way round on the samples of a search (``draw`` given)."""
 
-    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
-        outer = Bandit(self.weights if draw is None else self.weights.max() - self.weights, noise=self.noise)
-        return outer(allocation, samples, draw)
+    def __call__(self, allocation: Allocation, samples: Samples) -> Outcome:
+        outer = Bandit(self.weights if samples.draw is None else self.weights.max() - self.weights, noise=self.noise)
+        return outer(allocation, samples)

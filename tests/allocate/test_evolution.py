@@ -17,7 +17,7 @@ from ffprune.core.budget import Bounds
 from ffprune.core.errors import NonFiniteLoss, ParameterError, UnreachableSparsity
 from ffprune.core.units import Allocation, Unit
 from tests.allocate.matrices import Fickle, any_models, assert_inside, has_gaps, matrices
-from tests.allocate.worlds import Bandit, assert_exact, between, layers
+from tests.allocate.worlds import LAPS, Bandit, assert_exact, between, layers
 
 UNITS = layers(3)
 WEIGHTS = (1.0, 0.3, 4.0, 3.0, 0.2, 1.0)
@@ -66,7 +66,7 @@ def test_every_trial_is_new_on_budget_at_full_fidelity_and_told() -> None:
         assert trial.samples == bandit.most_samples
     assert found.samples == 50 * bandit.most_samples
     # All of the search on one draw, the comparison on the fixed samples.
-    assert [draw for _, _, draw in bandit.calls] == [None, *[0] * 50, None]
+    assert bandit.draws == [*[None] * LAPS, *[0] * 50, *[None] * LAPS]
 
 
 def test_starts_are_part_of_the_first_generation_and_of_the_comparison() -> None:
@@ -127,7 +127,7 @@ def test_a_start_wins_over_what_only_looked_better_on_the_searchs_samples() -> N
 
 
 def test_broken_trials_do_not_survive_and_nothing_finite_is_refused() -> None:
-    bandit = Bandit(WEIGHTS, broken=range(1, 60, 2))
+    bandit = Bandit(WEIGHTS, broken=range(LAPS, LAPS + 60, 2))
     found = run(60, bandit=bandit)
     assert found.best.outcome.finite
     assert sum(not trial.outcome.finite for trial in found.trials) == 30

@@ -19,7 +19,7 @@ from ffprune.core.budget import Bounds
 from ffprune.core.errors import NonFiniteLoss, ParameterError, UnreachableSparsity
 from ffprune.core.units import Allocation, Unit
 from tests.allocate.matrices import Fickle, any_models, assert_inside, has_gaps, matrices
-from tests.allocate.worlds import Bandit, assert_exact, between, layers
+from tests.allocate.worlds import LAPS, Bandit, assert_exact, between, layers
 
 UNITS = layers(3)
 WEIGHTS = (1.0, 0.3, 4.0, 3.0, 0.2, 1.0)
@@ -64,8 +64,8 @@ def test_a_generation_is_thinned_out_in_rounds_of_growing_fidelity() -> None:
     assert [trial.number for trial in told] == list(range(3 * GENERATION))  # whole generations
     assert found.samples == 3 * (6 * 3 + 3 * 6)
     # Every round on a draw of its own; the comparison on the fixed samples.
-    draws = [draw for _, _, draw in bandit.calls]
-    assert draws == [None, *[0] * 6, *[1] * 3, *[2] * 6, *[3] * 3, *[4] * 6, *[5] * 3, None]
+    laps = [None] * LAPS
+    assert bandit.draws == [*laps, *[0] * 6, *[1] * 3, *[2] * 6, *[3] * 3, *[4] * 6, *[5] * 3, *laps]
     parent = uniform(UNITS, 0.3, BOUNDS)
     for generation in (told[i : i + GENERATION] for i in range(0, len(told), GENERATION)):
         first, last = generation[:6], generation[6:]
@@ -184,7 +184,7 @@ def test_a_start_wins_over_what_only_looked_better_on_the_searchs_samples() -> N
 
 def test_broken_trials_do_not_survive_and_nothing_finite_is_refused() -> None:
     # Every second trial, and all of one generation: then the parent stays.
-    found = run(bandit=Bandit(WEIGHTS, broken=[*range(1, 90, 2), *range(19, 28)]))
+    found = run(bandit=Bandit(WEIGHTS, broken=[LAPS + i for i in [*range(0, 90, 2), *range(18, 27)]]))
     assert found.best.outcome.finite
     assert found.trials[18 + 6].allocation == found.trials[27 + 6].allocation
     with pytest.raises(NonFiniteLoss, match=r"of 90 trials"):

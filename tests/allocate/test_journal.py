@@ -18,10 +18,10 @@ from ffprune.allocate.problem import Problem, Reward
 from ffprune.allocate.search import SearchResult
 from ffprune.allocate.trials import Evolved, Trial
 from ffprune.core.budget import Bounds
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.units import Allocation
 from tests.allocate.test_multi_step import forget
-from tests.allocate.worlds import Bandit, layers
+from tests.allocate.worlds import LAPS, Bandit, layers
 
 UNITS = layers(3)
 WEIGHTS = (1.0, 0.3, 4.0, 3.0, 0.2, 1.0)
@@ -39,8 +39,8 @@ SEARCHES: dict[str, Callable[[Problem, int, Told], Evolved | SearchResult]] = {
 class Uneven(Bandit):
     """A bandit in which some policies have no finite loss, whenever they are asked for."""
 
-    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
-        outcome = super().__call__(allocation, samples, draw)
+    def __call__(self, allocation: Allocation, samples: Samples) -> Outcome:
+        outcome = super().__call__(allocation, samples)
         if allocation.kept[1] % BAD == 0:
             return replace(outcome, reward=0.0, loss=float("inf"), perplexity=float("inf"), finite=False)
         return outcome
@@ -105,37 +105,37 @@ def test_another_seed_is_not_given_the_answers_of_this_one(name: str) -> None:
     expected = shown(*run(name, alone))
     assert shown(*run(name, Replayed(after, journal))) == expected
     same = len(alone.calls) - len(after.calls)
-    assert same <= 2  # the start, and the first trial, which is the start again
+    assert same <= LAPS + 1  # the start, and the first trial, which is the start again
     # What was forgotten is replaced: the journal is this search's now.
-    assert [(entry.kept, entry.samples, entry.draw) for entry in journal.entries] == [
-        (allocation.kept, samples, draw) for allocation, samples, draw in alone.calls
-    ]
+    asked = [(allocation.kept, samples) for allocation, samples in alone.calls]
+    assert [(entry.kept, entry.samples) for entry in journal.entries] == asked
 
 
-def test_an_answer_is_only_for_the_same_policy_samples_and_draw() -> None:
+def test_an_answer_is_only_for_the_same_policy_and_samples() -> None:
     dense, cut = Allocation.dense(UNITS), Allocation(UNITS, tuple(max(1, u.granules // 2) for u in UNITS))
-    for asked in ((cut, 3, 0), (dense, 4, 0), (dense, 3, 1), (dense, 3, None)):
+    others = (Samples(4, 0), Samples(3, 1), Samples(3, None), Samples(3, 0, 1))
+    for asked in ((cut, Samples(3, 0)), *((dense, samples) for samples in others)):
         journal, bandit = Memory(), Bandit(WEIGHTS)
         first = Replayed(Bandit(WEIGHTS), journal)
         for draw in (5, 0, 6):
-            list(first.many([dense], 3, draw))
+            list(first.many([dense], Samples(3, draw)))
         again = Replayed(bandit, journal)
-        list(again.many([dense], 3, 5))
-        list(again.many([asked[0]], *asked[1:]))
-        list(again.many([dense], 3, 6))
-        assert bandit.calls == [asked, (dense, 3, 6)]
+        list(again.many([dense], Samples(3, 5)))
+        list(again.many([asked[0]], asked[1]))
+        list(again.many([dense], Samples(3, 6)))
+        assert bandit.calls == [asked, (dense, Samples(3, 6))]
         assert len(journal.entries) == 3
-    assert again.most_samples == bandit.most_samples
+    assert (again.most_samples, again.fixed) == (bandit.most_samples, bandit.fixed)
 
 
 def test_an_answer_is_written_down_before_the_next_question() -> None:
     journal = Memory()
 
     class Dies(Bandit):
-        def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
+        def __call__(self, allocation: Allocation, samples: Samples) -> Outcome:
             if len(self.calls) == 3:
                 raise Killed
-            return super().__call__(allocation, samples, draw)
+            return super().__call__(allocation, samples)
 
     reward = Dies(WEIGHTS)
     with pytest.raises(Killed):

@@ -17,6 +17,7 @@ from ffprune.allocate.search import SearchResult
 from ffprune.allocate.uniform import uniform
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import NonFiniteLoss, UnreachableSparsity
+from ffprune.core.outcome import Samples
 from ffprune.core.units import Unit
 from tests.allocate.worlds import Bandit, assert_exact, between, layers, matrices, models
 from tests.oracles import multi_step as oracle
@@ -176,12 +177,11 @@ def test_trials_of_an_update_share_their_samples() -> None:
     bandit = Bandit(WEIGHTS)
     found = run(bandit, trials=17)
     assert len(found.episodes) == 24  # whole updates
-    draws = [draw for _, _, draw in bandit.calls if draw is not None]
-    assert draws == [i // 8 for i in range(24)]
-    assert {samples for _, samples, _ in bandit.calls} == {bandit.most_samples}
+    trials = [samples for _, samples in bandit.calls if samples.draw is not None]
+    assert trials == [Samples(bandit.most_samples, i // 8) for i in range(24)]
 
 
-def test_the_best_trials_and_the_mean_policy_are_rescored() -> None:
+def test_the_best_trials_and_the_mean_policy_are_compared() -> None:
     bandit = Bandit(WEIGHTS, noise=0.5)
     found = run(bandit)
     rewards = np.array([e.outcome.reward for e in found.episodes]).reshape(-1, SMALL.episodes_per_update)

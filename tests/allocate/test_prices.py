@@ -179,7 +179,7 @@ def test_every_trial_of_every_search_is_on_the_budget(name: str, price: str) -> 
     assert on_budget(best, units, 0.25)
     assert len(bandit.calls) > 5
     if "curriculum" not in name:
-        assert all(on_budget(allocation, units, 0.25) for allocation, _, _ in bandit.calls)
+        assert all(on_budget(allocation, units, 0.25) for allocation, _ in bandit.calls)
 
 
 def test_a_target_that_a_table_does_not_reach_is_refused() -> None:

@@ -18,7 +18,7 @@ from ffprune.allocate.problem import Problem
 from ffprune.allocate.search import NoStore, search
 from ffprune.allocate.uniform import uniform
 from ffprune.core.budget import Bounds
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 from tests.allocate.test_journal import SEARCHES, Uneven
@@ -46,9 +46,9 @@ class Together(Uneven):
         super().__init__(weights)
         self.rounds: list[int] = []
 
-    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+    def many(self, allocations: Sequence[Allocation], samples: Samples) -> Iterator[Outcome]:
         self.rounds.append(len(allocations))
-        found = [self(allocation, samples, draw) for allocation in reversed(allocations)]
+        found = [self(allocation, samples) for allocation in reversed(allocations)]
         return reversed(found)
 
 
@@ -77,7 +77,7 @@ class AtOnce(PruningEnv):
         number, sparsity, draw = self.episode, self.sparsity, self._update
         samples = self.schedule.samples_at(draw * self._per_update, self.problem.reward.most_samples)
         allocation = self.problem.allocate(scores, sparsity)
-        (outcome,) = self.problem.reward.many([allocation], samples, draw)
+        (outcome,) = self.problem.reward.many([allocation], Samples(samples, draw))
         self.episode += 1
         self._on_episode(Episode(number, sparsity, samples, draw, scores, allocation, outcome))
         return self._observe(), outcome.reward, True, False, {}

@@ -11,14 +11,15 @@ from torch import Tensor
 from ffprune.allocate.agent import Preset
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode
-from ffprune.allocate.problem import Problem, distinct
-from ffprune.allocate.search import Candidate, SearchResult, rescore, search
+from ffprune.allocate.problem import Problem
+from ffprune.allocate.race import Candidate
+from ffprune.allocate.search import SearchResult, search
 from ffprune.allocate.uniform import uniform
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import NonFiniteLoss
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
-from tests.allocate.worlds import Bandit, assert_exact, layers
+from tests.allocate.worlds import LAPS, Bandit, assert_exact, layers
 
 UNITS = layers(3)
 WEIGHTS = (1.0, 0.3, 4.0, 3.0, 0.2, 1.0)
@@ -127,21 +128,21 @@ def test_a_resumed_search_pays_for_the_starts_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         run(store)
     run(store, bandit)
-    assert not any(draw is None for _, _, draw in bandit.calls[: EPISODES - SMALL.episodes_per_update])
+    assert None not in bandit.draws[: EPISODES - SMALL.episodes_per_update]
 
 
 def test_a_finished_search_resumed_repeats_nothing_but_the_comparison() -> None:
     store = Memory()
     first, bandit = run(store), Bandit(WEIGHTS)
     assert_same(run(store, bandit), first)
-    assert all(draw is None for _, _, draw in bandit.calls)
+    assert set(bandit.draws) == {None}
 
 
 def test_episodes_are_rounded_up_to_whole_updates() -> None:
     assert len(run(Memory(), episodes=11).episodes) == 16
 
 
-def test_the_best_is_the_best_rescored_and_starts_are_candidates() -> None:
+def test_the_best_is_the_winner_of_the_race_and_starts_take_part() -> None:
     bandit = Bandit(WEIGHTS)
     starts = {"uniform": uniform(UNITS, 0.3, BOUNDS), "worse": uniform(UNITS, 0.35, BOUNDS)}
     found = run(Memory(), bandit, starts=starts)
@@ -151,10 +152,11 @@ def test_the_best_is_the_best_rescored_and_starts_are_candidates() -> None:
     assert found.best == found.candidates[0]
     losses = [candidate.outcome.perplexity for candidate in found.candidates]
     assert losses == sorted(losses)
-    # Really re-scored: at full fidelity, on the fixed samples, at the final sparsity.
-    fixed = {allocation.kept: samples for allocation, samples, draw in bandit.calls if draw is None}
+    # Really scored once more: on the fixed samples, at the final sparsity.
+    assert found.best.outcome.tokens == bandit.fixed
     for candidate in found.candidates:
-        assert fixed[candidate.allocation.kept] == bandit.most_samples
+        read = [s.count for a, s in bandit.calls if s.draw is None and a == candidate.allocation]
+        assert sum(read) == candidate.outcome.tokens
         assert candidate.outcome.perplexity == pytest.approx(10 * np.exp(bandit.loss(candidate.allocation)))
         if candidate.name != "worse":
             assert_exact(candidate.allocation, 0.3)
@@ -206,8 +208,8 @@ def test_transfer_continues_the_trained_agent() -> None:
 
 
 def test_broken_trials_are_counted_and_a_finite_policy_is_returned() -> None:
-    # The starts are call 0; every third trial after them breaks, and all of one update.
-    broken = [*range(1, 41, 3), *range(17, 25)]
+    # Behind the start every third trial breaks, and all of one update.
+    broken = [LAPS + i for i in (*range(0, 40, 3), *range(16, 24))]
     found = run(Memory(), Bandit(WEIGHTS, broken=broken))
     assert sum(not e.outcome.finite for e in found.episodes) == len(set(broken))
     assert found.best.outcome.finite
@@ -216,12 +218,3 @@ def test_broken_trials_are_counted_and_a_finite_policy_is_returned() -> None:
 def test_a_search_in_which_nothing_is_finite_is_refused() -> None:
     with pytest.raises(NonFiniteLoss, match=r"40 trials"):
         run(Memory(), Bandit(WEIGHTS, broken=range(1000)))
-
-
-def test_copies_of_a_policy_are_scored_once_under_the_first_name() -> None:
-    bandit = Bandit(WEIGHTS)
-    even, other = uniform(UNITS, 0.3, BOUNDS), uniform(UNITS, 0.2, BOUNDS)
-    assert [name for name, _ in distinct([("a", even), ("b", other), ("c", even)])] == ["a", "b"]
-    scored = rescore(problem(bandit), [("a", even), ("b", other), ("c", even)])
-    assert [candidate.name for candidate in scored] == ["b", "a"]
-    assert len(bandit.calls) == 2

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ffprune.core.budget import Bounds, reachable
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.units import Allocation, Unit
 
 
@@ -59,6 +59,10 @@ def assert_exact(allocation: Allocation, sparsity: float) -> None:
     assert (allocation.removed - smallest) / allocation.prunable < sparsity
 
 
+LAPS = 3
+"""Calls that it takes to score a policy on all of the fixed samples of a :class:`Bandit`."""
+
+
 class Bandit:
     """Removing a share of unit i costs weight[i] * share^2 nats; ``draw`` moves all outcomes alike.
 
@@ -69,22 +73,28 @@ class Bandit:
     """
 
     most_samples = 6
+    fixed = 8
 
     def __init__(self, weights: Sequence[float], broken: Sequence[int] = (), noise: float = 0.05) -> None:
         self.weights, self.broken, self.noise = np.asarray(weights), frozenset(broken), noise
-        self.calls: list[tuple[Allocation, int, int | None]] = []
+        self.calls: list[tuple[Allocation, Samples]] = []
+
+    @property
+    def draws(self) -> list[int | None]:
+        """Of all calls."""
+        return [samples.draw for _, samples in self.calls]
 
     def loss(self, allocation: Allocation) -> float:
         """The true loss of an allocation, nats."""
         return float((self.weights * (1 - np.array(allocation.retention)) ** 2).sum())
 
-    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
-        return (self(allocation, samples, draw) for allocation in allocations)
+    def many(self, allocations: Sequence[Allocation], samples: Samples) -> Iterator[Outcome]:
+        return (self(allocation, samples) for allocation in allocations)
 
-    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
-        self.calls.append((allocation, samples, draw))
-        dense = 10 * math.exp(0 if draw is None else self.noise * math.sin(draw))
+    def __call__(self, allocation: Allocation, samples: Samples) -> Outcome:
+        self.calls.append((allocation, samples))
+        dense = 10 * math.exp(0 if samples.draw is None else self.noise * math.sin(samples.draw))
         if len(self.calls) - 1 in self.broken:
-            return Outcome(0.0, math.inf, math.inf, dense, False, samples)
+            return Outcome(0.0, math.inf, math.inf, dense, False, samples.count)
         pruned = dense * math.exp(self.loss(allocation))
-        return Outcome(dense / pruned, math.log(pruned / dense), pruned, dense, True, samples)
+        return Outcome(dense / pruned, math.log(pruned / dense), pruned, dense, True, samples.count)

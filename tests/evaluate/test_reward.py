@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import NonFiniteLoss, ParameterError, TooLittleText
+from ffprune.core.outcome import Samples, pooled
 from ffprune.core.units import Allocation
 from ffprune.evaluate import reward as module
 from ffprune.evaluate.divergence import Teacher
@@ -84,7 +86,7 @@ def test_rewards_are_the_papers_of_the_perplexities(pruned: Pruned) -> None:
     dense, cut = direct(pruned, pruned.dense, fixed), direct(pruned, pruned.cut, fixed)
     assert cut > 1.02 * dense
     for kind, expected in (("perplexity_ratio", dense / cut), ("inverse_perplexity", 10 / cut)):
-        outcome = pruned.reward(kind)(pruned.cut, 4, None)
+        outcome = pruned.reward(kind)(pruned.cut, Samples(4, None))
         assert outcome.reward == pytest.approx(expected, rel=1e-5)
         assert outcome.perplexity == pytest.approx(cut, rel=1e-5)
         assert outcome.dense_perplexity == pytest.approx(dense, rel=1e-5)
@@ -96,8 +98,8 @@ def test_rewards_are_the_papers_of_the_perplexities(pruned: Pruned) -> None:
 @pytest.mark.parametrize("draw", [None, 3])
 def test_the_divergence_is_the_mean_of_kl_over_positions(pruned: Pruned, batch_size: int, draw: int | None) -> None:
     reward = pruned.reward("divergence", batch_size=batch_size)
-    outcome = reward(pruned.cut, 4, draw)
-    windows = WINDOWS[reward._choose(4, draw)]
+    outcome = reward(pruned.cut, Samples(4, draw))
+    windows = WINDOWS[reward._choose(Samples(4, draw))]
     expected = kl_div(
         log_probabilities(pruned, pruned.cut, windows),
         log_probabilities(pruned, pruned.dense, windows),
@@ -108,7 +110,7 @@ def test_the_divergence_is_the_mean_of_kl_over_positions(pruned: Pruned, batch_s
     assert outcome.reward == pytest.approx(math.exp(-outcome.loss))
     assert outcome.perplexity == pytest.approx(direct(pruned, pruned.cut, windows), rel=1e-5)
     assert outcome.dense_perplexity == pytest.approx(direct(pruned, pruned.dense, windows), rel=1e-5)
-    assert reward(pruned.dense, 4, draw).loss == pytest.approx(0, abs=1e-5)
+    assert reward(pruned.dense, Samples(4, draw)).loss == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("top", [1, 5, VOCAB - 1, VOCAB, 10 * VOCAB])
@@ -141,14 +143,14 @@ def log_probabilities(pruned: Pruned, allocation: Allocation, windows: Tensor) -
 
 
 def test_the_dense_policy_has_a_ratio_of_one(pruned: Pruned) -> None:
-    assert pruned.reward()(pruned.dense, 4, 0).reward == pytest.approx(1.0, abs=1e-6)
+    assert pruned.reward()(pruned.dense, Samples(4, 0)).reward == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_trial_is_scored_on_the_windows_of_its_draw(pruned: Pruned) -> None:
     reward = pruned.reward()
     for draw in range(3):
-        outcome = reward(pruned.cut, 2, draw)
-        windows = WINDOWS[reward._choose(2, draw)]
+        outcome = reward(pruned.cut, Samples(2, draw))
+        windows = WINDOWS[reward._choose(Samples(2, draw))]
         assert outcome.perplexity == pytest.approx(direct(pruned, pruned.cut, windows), rel=1e-5)
         assert outcome.dense_perplexity == pytest.approx(direct(pruned, pruned.dense, windows), rel=1e-5)
         assert outcome.tokens == 2 * 14
@@ -156,33 +158,43 @@ def test_a_trial_is_scored_on_the_windows_of_its_draw(pruned: Pruned) -> None:
 
 def test_the_same_draw_is_the_same_windows_and_another_is_not(pruned: Pruned) -> None:
     reward, again = pruned.reward(), pruned.reward()
-    assert [reward._choose(4, d) for d in range(20)] == [again._choose(4, d) for d in range(20)]
-    assert len({tuple(reward._choose(4, d)) for d in range(20)}) > 10
-    assert pruned.reward(seed=1)._choose(4, 0) != reward._choose(4, 0)
-    assert reward(pruned.cut, 4, 7) == again(pruned.cut, 4, 7)
+    assert [reward._choose(Samples(4, d)) for d in range(20)] == [again._choose(Samples(4, d)) for d in range(20)]
+    assert len({tuple(reward._choose(Samples(4, d))) for d in range(20)}) > 10
+    assert pruned.reward(seed=1)._choose(Samples(4, 0)) != reward._choose(Samples(4, 0))
+    assert reward(pruned.cut, Samples(4, 7)) == again(pruned.cut, Samples(4, 7))
 
 
 def test_trials_never_see_the_fixed_windows(pruned: Pruned) -> None:
     reward = pruned.reward()
-    fixed = set(reward._choose(4, None))
+    fixed = set(reward._choose(Samples(3, None)))
     assert fixed == {0, 1, 2}
-    seen = {i for draw in range(200) for i in reward._choose(4, draw)}
+    seen = {i for draw in range(200) for i in reward._choose(Samples(4, draw))}
     assert seen == set(range(3, 12))
     for draw in range(20):
-        chosen = reward._choose(4, draw)
+        chosen = reward._choose(Samples(4, draw))
         assert len(chosen) == len(set(chosen)) == 4
 
 
 def test_fidelity_is_the_number_of_windows(pruned: Pruned) -> None:
     reward = pruned.reward()
     assert reward.most_samples == 4
-    assert [reward(pruned.cut, n, 0).tokens for n in (1, 3, 4)] == [14, 42, 56]
+    assert [reward(pruned.cut, Samples(n, 0)).tokens for n in (1, 3, 4)] == [14, 42, 56]
+
+
+def test_fixed_windows_in_parts_are_the_fixed_windows(pruned: Pruned) -> None:
+    for kind in REWARDS:
+        reward = pruned.reward(kind, batch_size=1)
+        whole = reward(pruned.cut, Samples(3, None))
+        parts = pooled([reward(pruned.cut, Samples(1, None)), reward(pruned.cut, Samples(2, None, 1))])
+        assert asdict(parts) == pytest.approx(asdict(whole), rel=1e-6)
+    # There are no more.
+    assert reward._choose(Samples(9, None, 2)) == [2]
 
 
 def test_no_policy_is_run_twice_on_the_same_windows(pruned: Pruned) -> None:
     reward = pruned.reward()
     for draw in (0, 0, None, 0, None):
-        reward(pruned.cut, 4, draw)
+        reward(pruned.cut, Samples(4, draw))
     assert pruned.asked.count(pruned.dense) == 2
     assert pruned.asked.count(pruned.cut) == 2
 
@@ -196,9 +208,9 @@ def test_an_outcome_does_not_depend_on_what_was_asked_before(pruned: Pruned, mon
     monkeypatch.setattr(module, "token_nll", beside_others)
     reward = pruned.reward(batch_size=4)
     draws = [*range(10), None]
-    assert len({tuple(reward._choose(4, draw)) for draw in draws}) == len(draws)
+    assert len({tuple(reward._choose(Samples(4, draw))) for draw in draws}) == len(draws)
     for draw in draws:
-        assert reward(pruned.cut, 4, draw) == pruned.reward(batch_size=4)(pruned.cut, 4, draw), draw
+        assert reward(pruned.cut, Samples(4, draw)) == pruned.reward(batch_size=4)(pruned.cut, Samples(4, draw)), draw
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -206,25 +218,25 @@ def test_an_outcome_does_not_depend_on_what_was_asked_before(pruned: Pruned, mon
 def test_a_loss_that_is_not_finite_gives_reward_zero(small_llama: PreTrainedModel, bad: float, kind: str) -> None:
     broken = Broken(small_llama.requires_grad_(False))
     broken.bad = bad
-    outcome = broken.reward(kind)(broken.cut, 4, 0)
+    outcome = broken.reward(kind)(broken.cut, Samples(4, 0))
     assert (outcome.reward, outcome.perplexity, outcome.finite) == (0.0, math.inf, False)
     assert math.isfinite(outcome.dense_perplexity)
     # And the next trial is scored as if nothing had happened.
-    assert broken.reward(kind)(broken.dense, 4, 0).finite
+    assert broken.reward(kind)(broken.dense, Samples(4, 0)).finite
 
 
 def test_a_loss_too_large_for_exp_gives_reward_zero(pruned: Pruned, monkeypatch: pytest.MonkeyPatch) -> None:
     reward = pruned.reward()
-    reward(pruned.dense, 4, 0)
+    reward(pruned.dense, Samples(4, 0))
     monkeypatch.setattr(module, "token_nll", lambda model, windows, size: torch.full((len(windows), 14), 800.0))
-    outcome = reward(pruned.cut, 4, 0)
+    outcome = reward(pruned.cut, Samples(4, 0))
     assert (outcome.reward, outcome.perplexity, outcome.finite) == (0.0, math.inf, False)
 
 
 def test_a_broken_dense_model_is_refused(pruned: Pruned) -> None:
     pruned.view.model.get_input_embeddings().weight.fill_(math.nan)
     with pytest.raises(NonFiniteLoss, match="dense model"):
-        pruned.reward()(pruned.cut, 4, 0)
+        pruned.reward()(pruned.cut, Samples(4, 0))
 
 
 def test_too_few_windows_are_refused_with_the_numbers(pruned: Pruned) -> None:

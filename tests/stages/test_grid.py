@@ -19,6 +19,7 @@ from ffprune.stages.context import StageContext
 from ffprune.stages.editing import set_parameters
 from ffprune.stages.params import load_params
 from ffprune.stages.record import DECIDE, METHOD, facts_of
+from ffprune.stages.registry import find_version
 from ffprune.stages.tracking import open_store
 from tests.stages.test_method_tiny import recipe
 from tests.stages.test_study import project
@@ -74,7 +75,9 @@ def test_a_grid_of_models_granularities_and_sparsities_runs_in_one_pipeline(
         save_model(spread(wide(channels)), character_tokenizer(), Path("source") / name)
     grid = {f"{model}-itself": recipe("none", 0.0, model=model) for model in MODELS}
     for model, kind, sparsity in GRID:
-        grid[f"{model}-{kind}-{100 * sparsity:g}"] = recipe(kind, sparsity, model=model, **KINDS[kind])
+        grid[f"{model}-{kind}-{100 * sparsity:g}"] = recipe(
+            kind, sparsity, model=model, save=sparsity == 0.2, **KINDS[kind]
+        )
     set_parameters({"models": {"wide": entry(Path("source/wide"))}, "methods": grid})
     stages = [f"{stage}@{name}" for stage in ("decide", "method") for name in grid]
     assert run(*(METHOD.of(name).name for name in grid)) == dict.fromkeys(
@@ -105,6 +108,10 @@ def test_a_grid_of_models_granularities_and_sparsities_runs_in_one_pipeline(
     tags = [run.data.tags for run in store.client.search_runs([store.experiment_id], "tags.dense = 'wide'")]
     assert {tag["ffprune.stage"] for tag in tags} == {METHOD.of(name).name for name in grid if name.startswith("wide")}
     assert {tag["model"] for tag in tags} == {"wide"}
+    # A model that is kept is a colleague's to get, once its flow has ended.
+    for model, name in (("model", "dense-slice-20"), ("wide", "wide-mask-20")):
+        assert find_version(store, f"{model}@method-{name}").tags["method"] == name
+        assert store.client.get_registered_model(model).aliases.keys() == {f"method-{name}"}
 
     # Another source of one model: what reads the others does not run again.
     set_parameters({"models.wide.source.path": "source/wider"})

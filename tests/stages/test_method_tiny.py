@@ -17,7 +17,7 @@ from ffprune.allocate.guided import Guidance
 from ffprune.allocate.table import ALLOCATORS
 from ffprune.compress.table import COMPRESSORS
 from ffprune.core.errors import FfpruneError, MissingInput, ParameterError, UnreachableSparsity, UnsupportedArchitecture
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.units import Allocation
 from ffprune.evaluate.perplexity import perplexity
 from ffprune.evaluate.reward import ModelReward
@@ -253,9 +253,9 @@ def test_a_killed_search_goes_on_and_another_seed_begins_anew(
     asked: list[int] = []
     score = ModelReward.__call__
 
-    def counted(reward: ModelReward, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
-        asked.append(samples)
-        return score(reward, allocation, samples, draw)
+    def counted(reward: ModelReward, allocation: Allocation, samples: Samples) -> Outcome:
+        asked.append(samples.count)
+        return score(reward, allocation, samples)
 
     monkeypatch.setattr(ModelReward, "__call__", counted)
 

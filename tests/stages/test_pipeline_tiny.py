@@ -218,7 +218,9 @@ def test_the_policy_file_tells_where_the_policy_comes_from(chain: Path) -> None:
         policy = json.loads(Path(path).read_text())
         assert policy["sparsity_target"] == target
         assert policy["source"] == policy["candidates"][0]["name"]
-        losses = [candidate["loss"] for candidate in policy["candidates"]]
+        most = policy["candidates"][0]["tokens"]
+        assert all(candidate["tokens"] <= most for candidate in policy["candidates"])
+        losses = [candidate["loss"] for candidate in policy["candidates"] if candidate["tokens"] == most]
         assert losses == sorted(losses)
         assert {"dynamic programming", "trace rank", "handmade"} & {c["name"] for c in policy["candidates"]}
         assert policy["episodes"] == 8

@@ -12,17 +12,14 @@ from typing import Any
 import pytest
 
 from ffprune.core.errors import ChecksumMismatch, MissingInput, ParameterError
-from ffprune.stages.artifacts import write_json
-from ffprune.stages.registry import (
-    NotShared,
-    Pointer,
-    find_version,
-    pull_model,
-    register_after_report,
-    register_models,
-)
+from ffprune.stages.artifacts import read_json, write_json
+from ffprune.stages.editing import set_parameters
+from ffprune.stages.registering import register_if_any, register_models
+from ffprune.stages.registry import NotShared, Pointer, find_version, pull_model
 from ffprune.stages.sections import Tracking
 from ffprune.stages.tracking import Store, open_store
+from tests.stages.made_up import result
+from tests.stages.test_method_tiny import recipe
 from tests.toy import DVC, make_repo
 
 PIPELINE = """
@@ -68,6 +65,28 @@ def measured(
     Path("data/text/test.txt").write_text("text")
     Path("scores").write_text(json.dumps(rows))
     subprocess.run([*DVC, "repro", "-q"], check=True)
+
+
+def kept(name: str, perplexity: float, weights: str, save: bool = True) -> None:
+    """A method that DVC has run, which keeps its model or does not."""
+    folder, file = Path("models/methods") / name, Path("metrics/methods") / f"{name}.json"
+    Path("dvc.yaml").write_text(
+        PIPELINE
+        + f"""
+  method:
+    foreach: [{name}]
+    do: {{cmd: "true", deps: [result], outs: [{folder}], metrics: [{{{file}: {{cache: false}}}}]}}
+"""
+    )
+    entry = recipe("mask", 0.5, criterion="wanda", save=save)
+    set_parameters({"methods": {name: entry}})
+    found = {"value": perplexity, "stderr": 0.1, "windows": 4, "seqlen": 24, "tokens": 92}
+    made = result(name, entry, perplexity={"test": found}, dtype="float32", seed=0)
+    for path in (file, Path("result")):
+        write_json(path, made)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_text(weights)
+    subprocess.run([*DVC, "commit", "-q", "--force", f"method@{name}"], check=True)
 
 
 @pytest.fixture
@@ -146,7 +165,7 @@ def test_models_that_were_made_anew_since_are_not_registered(store: Store) -> No
     subprocess.run([*DVC, "repro", "-q", "--single-item", "ridge"], check=True)
     with pytest.raises(MissingInput, match="made anew since they were measured"):
         register_models(store)
-    register_after_report(store)
+    register_if_any(store)
     assert store.client.search_registered_models() == []
 
 
@@ -203,3 +222,34 @@ def test_unknown_names_and_versions_list_the_known_ones(store: Store) -> None:
     ):
         with pytest.raises(ParameterError, match=known):
             find_version(store, asked)
+
+
+@pytest.mark.slow
+def test_a_method_that_keeps_its_model_is_registered_under_its_own_name(store: Store) -> None:
+    measured([row("b", 0.2, 12.0)])
+    kept("masked", 15.0, "first", save=False)
+    assert [found.aliases for found in register_models(store)] == [("best-20", "best")]
+    kept("masked", 15.0, "first")
+    _, first = register_models(store)
+    assert (first.aliases, first.new) == (("method-masked",), True)
+    version = find_version(store, "Small-1@method-masked")
+    assert (version.tags["method"], version.tags["sparsity_target"], version.tags["bytes"]) == ("masked", "0.5", "5")
+    assert "ratio_to_dense" not in version.tags  # no dense model was measured beside it
+    assert (pull_model(store, "Small-1@method-masked", Path("mine")) / "model.safetensors").read_text() == "first"
+    # Its alias is that of what is here, better or not; the best of the pipeline keeps its own.
+    kept("masked", 16.0, "second")
+    assert [found.new for found in register_models(store)] == [False, True]
+    assert aliases(store) == {"best": "1", "best-20": "1", "method-masked": "3"}
+    # What DVC does not know yet is none.
+    write_json(Path("metrics/methods/masked.json"), {**read_json(Path("result")), "seed": 1})
+    assert len(register_models(store)) == 1
+
+
+@pytest.mark.slow
+def test_a_project_of_methods_alone_is_registered_too(store: Store) -> None:
+    measured([row("b", 0.2, 12.0)])
+    Path("metrics/summary.json").unlink()
+    with pytest.raises(MissingInput):
+        register_models(store)
+    kept("masked", 15.0, "first")
+    assert [found.aliases for found in register_models(store)] == [("method-masked",)]

@@ -13,15 +13,15 @@ from ffprune.allocate.problem import Problem
 from ffprune.allocate.trials import Evolved
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import DiskFull
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.stages import artifacts
 from ffprune.stages.search_journal import SearchJournal
 from tests.allocate.worlds import Bandit, layers
 
 ENTRIES = [
-    Entry((2, 30, 3, 12), 4, None, Outcome(0.1 + 0.2, 1 / 3, 12.345678901234567, 2e-17, True, 44)),
-    Entry((1, 2, 3, 4), 3, 0, Outcome(0.0, math.inf, math.inf, 10.0, False, 44)),
-    Entry((1, 2, 3, 5), 3, 1, Outcome(5e-324, -0.0, 1.7976931348623157e308, 10.0, True, 45)),
+    Entry((2, 30, 3, 12), Samples(4, None, 8), Outcome(0.1 + 0.2, 1 / 3, 12.345678901234567, 2e-17, True, 44)),
+    Entry((1, 2, 3, 4), Samples(3, 0), Outcome(0.0, math.inf, math.inf, 10.0, False, 44)),
+    Entry((1, 2, 3, 5), Samples(3, 1), Outcome(5e-324, -0.0, 1.7976931348623157e308, 10.0, True, 45)),
 ]
 
 

@@ -12,11 +12,12 @@ import torch
 from ffprune.allocate.agent import Agent, Preset
 from ffprune.allocate.env import Episode, PruningEnv
 from ffprune.allocate.problem import Problem
-from ffprune.allocate.search import Candidate, search
+from ffprune.allocate.race import Candidate
+from ffprune.allocate.search import search
 from ffprune.allocate.uniform import uniform
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import UnsafeFile
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 from ffprune.stages import artifacts
@@ -38,8 +39,8 @@ def episodes() -> list[Episode]:
 
 def starts() -> list[Candidate]:
     return [
-        Candidate("dynamic programming, bent", CUT, Outcome(0.5, 0.7, 20.0, 10.0, True, 8)),
-        Candidate("hopeless", Allocation.dense(UNITS), Outcome(0.0, math.inf, math.inf, 10.0, False, 8)),
+        Candidate("dynamic programming, bent", CUT, (Outcome(0.5, 0.7, 20.0, 10.0, True, 8),) * 3),
+        Candidate("hopeless", Allocation.dense(UNITS), (Outcome(0.0, math.inf, math.inf, 10.0, False, 8),)),
     ]
 
 
@@ -125,7 +126,7 @@ def test_a_search_goes_on_from_the_file(tmp_path: Path) -> None:
 
         bounds = Bounds(0.1, 1.0)
         bandit = Bandit((1.0, 2.0, 3.0, 4.0), broken=() if die_at else (2,))
-        bandit.calls += [(CUT, 0, None)] * 100  # no call is broken by its number
+        bandit.calls += [(CUT, Samples(0, None))] * 100  # no call is broken by its number
         problem = Problem(UNITS, 0.3, bounds, "water_fill", 1, bandit, {"uniform": uniform(UNITS, 0.3, bounds)})
         folder.mkdir(exist_ok=True)
         return search(problem, SMALL, FLAT, episodes, 2, 0, SearchStore(folder, UNITS), told)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ffprune.core import errors
 from ffprune.core.errors import FfpruneError, ParameterError, TooLittleText, WorkersLost
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.units import Allocation
 from ffprune.stages import cluster
 from ffprune.stages.cluster import check_installed, hired
@@ -28,7 +28,7 @@ UNITS = layers(1)
 POLICIES = [Allocation(UNITS, (1 + i % 3, 1 + i)) for i in range(12)]
 NONE = Workers(count=0, address=None, gpus=0)
 
-Asked = tuple[Allocation, int, int | None]
+Asked = tuple[Allocation, Samples]
 
 
 @dataclass
@@ -54,10 +54,10 @@ class Made:
         self.ready.discard(worker)
         return self._start(worker, None)
 
-    def ask(self, worker: int, allocation: Allocation, samples: int, draw: int | None) -> int:
+    def ask(self, worker: int, allocation: Allocation, samples: Samples) -> int:
         assert worker in self.ready, "asked before it had its model"
         assert worker not in {busy for busy, _ in self.at_work.values()}, "asked two things at a time"
-        self.asked.append((allocation, samples, draw))
+        self.asked.append((allocation, samples))
         return self._start(worker, self.asked[-1])
 
     def _start(self, worker: int, asked: Asked | None) -> int:
@@ -80,12 +80,12 @@ class Made:
 
 
 def outcomes(crew: Made, count: int, policies: Sequence[Allocation] = POLICIES) -> list[Outcome]:
-    pool = Pool(crew, count, 6)
-    first = list(pool.many(policies, 3, 0))
-    assert list(pool.many([], 3, 1)) == []
-    assert first + list(pool.many(policies[:2], 6, None)) == [
-        *(crew.reward(policy, 3, 0) for policy in policies),
-        *(crew.reward(policy, 6, None) for policy in policies[:2]),
+    pool = Pool(crew, count, 6, 8)
+    first = list(pool.many(policies, Samples(3, 0)))
+    assert list(pool.many([], Samples(3, 1))) == []
+    assert first + list(pool.many(policies[:2], Samples(6, None))) == [
+        *(crew.reward(policy, Samples(3, 0)) for policy in policies),
+        *(crew.reward(policy, Samples(6, None)) for policy in policies[:2]),
     ]
     return first
 
@@ -118,7 +118,7 @@ def test_what_a_lost_worker_was_at_is_tried_again(count: int, seed: int, moments
 
 def test_the_others_are_at_work_while_an_outcome_is_read() -> None:
     crew = Made()
-    reading = Pool(crew, 3, 6).many(POLICIES, 3, 0)
+    reading = Pool(crew, 3, 6, 8).many(POLICIES, Samples(3, 0))
     next(reading)
     assert len(crew.at_work) == 3
 
@@ -134,14 +134,14 @@ def test_all_workers_may_be_lost_at_once() -> None:
 def test_workers_that_are_lost_again_and_again_are_given_up(count: int, ready: bool) -> None:
     crew = Made(lost=lambda serial, asked: asked is not None or not ready)
     with pytest.raises(WorkersLost, match=rf"{count} worker\(s\); {3 * count} in a row.*killed.*workers\.count"):
-        list(Pool(crew, count, 6).many(POLICIES, 3, 0))
+        list(Pool(crew, count, 6, 8).many(POLICIES, Samples(3, 0)))
 
 
 def test_a_policy_that_kills_every_worker_is_given_up() -> None:
     crew = Made(lost=lambda serial, asked: asked is not None and asked[0] == POLICIES[4])
-    pool = Pool(crew, 2, 6)
+    pool = Pool(crew, 2, 6, 8)
     with pytest.raises(WorkersLost):
-        list(pool.many(POLICIES, 3, 0))
+        list(pool.many(POLICIES, Samples(3, 0)))
     assert len(crew.asked) <= len(POLICIES) + 3 * len(POLICIES)
 
 
@@ -151,7 +151,7 @@ def test_a_refusal_is_the_pools_own() -> None:
             raise TooLittleText("a", "b", "c")
 
     with pytest.raises(TooLittleText, match=r"a\. b\. c\."):
-        list(Pool(Refuses(), 2, 6).many(POLICIES, 3, 0))
+        list(Pool(Refuses(), 2, 6, 8).many(POLICIES, Samples(3, 0)))
 
 
 def test_every_refusal_comes_back_from_another_process() -> None:

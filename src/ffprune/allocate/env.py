@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ffprune.allocate.problem import Problem
 from ffprune.core.budget import reachable
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 
@@ -133,7 +133,7 @@ class PruningEnv(PolicyEnv):
         ended, self._open = self._open, []
         draw = (self.episode - len(ended)) // self._per_update
         samples = self.schedule.samples_at(draw * self._per_update, self.problem.reward.most_samples)
-        outcomes = self.problem.reward.many([allocation for *_, allocation in ended], samples, draw)
+        outcomes = self.problem.reward.many([allocation for *_, allocation in ended], Samples(samples, draw))
         rewards = []
         for (number, sparsity, scores, allocation), outcome in zip(ended, outcomes, strict=True):
             self._on_episode(Episode(number, sparsity, samples, draw, scores, allocation, outcome))

@@ -23,9 +23,11 @@ from ffprune.allocate.dynamic import coin, dynamic_programming
 from ffprune.allocate.env import Episode, PolicyEnv
 from ffprune.allocate.guidance import Guidance
 from ffprune.allocate.problem import Problem
-from ffprune.allocate.search import SearchResult, Store, compare, rescore
+from ffprune.allocate.race import compare
+from ffprune.allocate.search import SearchResult, Store
 from ffprune.allocate.surrogate import Floats, Surrogate
 from ffprune.core.budget import check_reachable, reachable
+from ffprune.core.outcome import Samples
 from ffprune.core.policy import scores_for
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
@@ -88,15 +90,13 @@ def guided(
     log: list[Episode] = []
     saved = store.load()
     if saved is not None:
-        state, past, starts = saved
+        state, past, _ = saved
         agent.load_state(state)
         log.extend(past)
         for episode in past:
             on_episode(episode)
-    else:
-        starts = rescore(problem, list(problem.starts.items()))
-        if trained is not None:
-            agent.load_weights({k: t for k, t in trained.items() if not k.startswith(_TRIALS)})
+    elif trained is not None:
+        agent.load_weights({k: t for k, t in trained.items() if not k.startswith(_TRIALS)})
     while True:
         earlier.teach(surrogate, log)
         world.aim()
@@ -108,25 +108,26 @@ def guided(
         samples = schedule.samples_at(len(log), problem.reward.most_samples)
         policies = _round(problem, surrogate, agent, world, guidance, log, seed * 1_000_003 + number)
         policies = policies[: trials - len(log)]
-        outcomes = problem.reward.many([allocation for _, allocation in policies], samples, number)
+        outcomes = problem.reward.many([allocation for _, allocation in policies], Samples(samples, number))
         for (scores, allocation), outcome in zip(policies, outcomes, strict=True):
             log.append(Episode(len(log), problem.sparsity, samples, number, scores, allocation, outcome))
             on_episode(log[-1])
-        store.save(agent.state(), log, starts)
+        store.save(agent.state(), log, ())
 
-    found = [("model of the loss", _best(problem, surrogate, problem.sparsity))]
-    found.append(("agent", world.allocate(agent.scores(problem.sparsity), problem.sparsity)))
+    found = [*problem.starts.items(), ("model of the loss", _best(problem, surrogate, problem.sparsity))]
+    if log or trained is not None:  # else the agent has learnt nothing
+        found.append(("agent", world.allocate(agent.scores(problem.sparsity), problem.sparsity)))
     if log:
         means, _ = surrogate.predict([e.allocation.kept for e in log])
         ranked = [log[int(i)] for i in np.argsort(means, kind="stable")]
         found += [(f"trial {e.number}", e.allocation) for e in ranked[:finalists]]
-    candidates = compare(problem, found, starts, len(log))
+    candidates = compare(problem, found, (), len(log))
     grid = {round(float(s), 6): _best(problem, surrogate, float(s)) for s in world.grid}
     means, deviations = surrogate.predict([allocation.kept for allocation in grid.values()])
     return GuidedResult(
         best=candidates[0],
         candidates=candidates,
-        start=starts[0].name if starts else None,
+        start=next(iter(problem.starts), None),
         episodes=log,
         agent=agent.weights() | earlier.tensors(log),
         imagined=world.episode,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ffprune.allocate.problem import Reward
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.units import Allocation
 
 
@@ -21,14 +21,12 @@ class Entry:
 
     Attributes:
         kept: granules kept per unit.
-        samples: fidelity.
-        draw: of samples; None: the fixed ones.
+        samples: what on.
         outcome: the answer.
     """
 
     kept: tuple[int, ...]
-    samples: int
-    draw: int | None
+    samples: Samples
     outcome: Outcome
 
 
@@ -87,30 +85,35 @@ class Replayed:
         """N_max of FF Eq. 5."""
         return self.reward.most_samples
 
-    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+    @property
+    def fixed(self) -> int:
+        """Samples of a comparison."""
+        return self.reward.fixed
+
+    def many(self, allocations: Sequence[Allocation], samples: Samples) -> Iterator[Outcome]:
         """What the journal says next, and what the reward says of the rest."""
         for number, allocation in enumerate(allocations):
-            past = self._next(allocation, samples, draw)
+            past = self._next(allocation, samples)
             if past is None:
-                yield from self._asked(allocations[number:], samples, draw)
+                yield from self._asked(allocations[number:], samples)
                 return
             yield past
 
-    def _next(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome | None:
+    def _next(self, allocation: Allocation, samples: Samples) -> Outcome | None:
         """The journal's answer; None where it ends, or is that of another search."""
         if not self._left:
             return None
         past = self._left.pop()
-        if (past.kept, past.samples, past.draw) != (allocation.kept, samples, draw):
+        if (past.kept, past.samples) != (allocation.kept, samples):
             self._left.clear()
             self.journal.keep(self._answered)
             return None
         self._answered += 1
         return past.outcome
 
-    def _asked(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
-        outcomes = self.reward.many(allocations, samples, draw)
+    def _asked(self, allocations: Sequence[Allocation], samples: Samples) -> Iterator[Outcome]:
+        outcomes = self.reward.many(allocations, samples)
         for allocation, outcome in zip(allocations, outcomes, strict=True):
-            self.journal.append(Entry(allocation.kept, samples, draw, outcome))
+            self.journal.append(Entry(allocation.kept, samples, outcome))
             self._answered += 1
             yield outcome

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ffprune.allocate.agent import Agent, Preset
 from ffprune.allocate.env import SCORE_LIMIT, Episode, PruningEnv
 from ffprune.allocate.problem import Problem
-from ffprune.allocate.search import SearchResult, compare, most_promising
+from ffprune.allocate.race import compare
+from ffprune.allocate.search import SearchResult, most_promising
 from ffprune.allocate.trials import on_budget
 from ffprune.core.budget import check_reachable, least_count, limits
 from ffprune.core.policy import scores_for
@@ -147,7 +148,7 @@ def amc(
         problem: units, target, bounds and reward.
         preset: the agent's hyper-parameters; an update has as many episodes as in the single step, of N steps each.
         trials: episodes; rounded up to whole updates.
-        finalists: how many trials are re-scored besides the agent's mean policy.
+        finalists: how many trials are compared besides the agent's mean policy.
         seed: of the agent.
         on_trial: told of every trial.
 

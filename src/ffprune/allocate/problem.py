@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffprune.core.budget import Bounds
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.policy import map_scores
 from ffprune.core.units import Allocation, Unit
 
@@ -22,16 +22,18 @@ class Reward(Protocol):
     def most_samples(self) -> int:
         """N_max of FF Eq. 5: samples at full fidelity."""
 
-    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+    @property
+    def fixed(self) -> int:
+        """How many fixed samples there are to compare what a search found."""
+
+    def many(self, allocations: Sequence[Allocation], samples: Samples) -> Iterator[Outcome]:
         """Score the policies of one round on the same samples.
 
         A search asks for all that it knows it will try, so that trials may run side by side.
 
         Args:
             allocations: the policies.
-            samples: how many samples (fidelity).
-            draw: which random draw of samples; equal draws give equal samples, so that the policies of one
-                update are compared on the same text. None: the fixed samples of the final comparison.
+            samples: which samples.
 
         Returns:
             One outcome a policy, in this order, each as soon as it and those before it are known; to be read to the

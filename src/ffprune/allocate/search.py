@@ -1,4 +1,4 @@
-"""The search: PPO from the best known start, checkpoints between updates, candidates re-scored together."""
+"""The search: PPO from the best known start, checkpoints between updates, a race that ends it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,10 @@ from torch import Tensor
 
 from ffprune.allocate.agent import Agent, Preset
 from ffprune.allocate.env import Episode, PruningEnv
-from ffprune.allocate.problem import Problem, distinct
-from ffprune.core.errors import NonFiniteLoss
-from ffprune.core.outcome import Outcome
+from ffprune.allocate.problem import Problem
+from ffprune.allocate.race import Candidate, compare, race
 from ffprune.core.policy import scores_for
 from ffprune.core.schedule import Schedule
-from ffprune.core.units import Allocation
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A policy that was re-scored at full fidelity and the final sparsity.
-
-    Attributes:
-        name: where it comes from: a start's name, ``agent``, or ``episode 17``.
-        allocation: the policy.
-        outcome: its evaluation on the fixed samples.
-    """
-
-    name: str
-    allocation: Allocation
-    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -91,7 +74,7 @@ def search(
         preset: the agent's hyper-parameters.
         schedule: alpha(t) in episodes (FF Eq. 3).
         episodes: trials; rounded up to whole updates.
-        finalists: how many of the agent's trials are re-scored besides the starts and its mean policy.
+        finalists: how many of the agent's trials are compared besides the starts and its mean policy.
         seed: of the agent.
         store: where the state is kept between updates; a killed search goes on from there to the same result.
         on_episode: told of every trial (after a resume, of the earlier ones as well).
@@ -115,7 +98,7 @@ def search(
         for episode in past:
             record(episode)
     else:
-        starts = rescore(problem, list(problem.starts.items()))
+        starts = race(problem, list(problem.starts.items()))
         warm = scores_for(np.array(starts[0].allocation.retention), problem.bounds) if starts else None
         agent = Agent(env, preset, seed, warm)
         if trained is not None:
@@ -136,42 +119,6 @@ def search(
         episodes=log,
         agent=agent.weights(),
     )
-
-
-def rescore(problem: Problem, policies: Sequence[tuple[str, Allocation]]) -> list[Candidate]:
-    """Score policies on the same fixed samples at full fidelity, best first."""
-    most = problem.reward.most_samples
-    names, allocations = zip(*distinct(policies), strict=True) if policies else ((), ())
-    outcomes = problem.reward.many(allocations, most, None)
-    scored = [Candidate(*row) for row in zip(names, allocations, outcomes, strict=True)]
-    return sorted(scored, key=lambda c: c.outcome.loss)
-
-
-def compare(
-    problem: Problem, found: Sequence[tuple[str, Allocation]], known: Sequence[Candidate], trials: int
-) -> list[Candidate]:
-    """Re-score what a search found, beside what was re-scored before; best first.
-
-    Args:
-        problem: whose reward scores.
-        found: name and policy.
-        known: candidates scored already.
-        trials: how many trials the search had.
-
-    Raises:
-        NonFiniteLoss: no candidate has a finite perplexity.
-    """
-    scored = {candidate.allocation.kept for candidate in known}
-    fresh = [(name, allocation) for name, allocation in distinct(found) if allocation.kept not in scored]
-    candidates = sorted([*known, *rescore(problem, fresh)], key=lambda c: c.outcome.loss)
-    if not candidates[0].outcome.finite:
-        raise NonFiniteLoss(
-            f"A policy of sparsity {problem.sparsity} was asked for; none of {len(candidates)} candidates of "
-            f"{trials} trials has a finite loss",
-            "A policy is known by its perplexity, which must be a finite number",
-            "Change compute.dtype to float32 or bfloat16, raise levels.damping, or lower the sparsity",
-        )
-    return candidates
 
 
 def most_promising(log: Sequence[Episode], count: int) -> list[Episode]:

@@ -16,8 +16,9 @@ from ffprune.allocate.guidance import Guidance
 from ffprune.allocate.guided import guided
 from ffprune.allocate.multi_step import amc
 from ffprune.allocate.owl import owl
+from ffprune.allocate.race import Candidate
 from ffprune.allocate.request import Allocator, Decision, Granularity, Looked, Request
-from ffprune.allocate.search import Candidate, SearchResult, search
+from ffprune.allocate.search import SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
 from ffprune.allocate.trials import Evolved, Trial
 from ffprune.allocate.uniform import handmade, uniform

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ffprune.allocate.problem import Problem
-from ffprune.allocate.search import Candidate, compare, rescore
+from ffprune.allocate.race import Candidate, compare, race
 from ffprune.allocate.uniform import uniform
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.rounding import Floats, to_allocation
 from ffprune.core.units import Allocation
 
@@ -66,7 +66,7 @@ class Laboratory:
 
     def test(self, allocations: Sequence[Allocation], samples: int, draw: int) -> list[Trial]:
         """Spend an evaluation on each of these policies, all on the same samples."""
-        outcomes = self.problem.reward.many(allocations, samples, draw)
+        outcomes = self.problem.reward.many(allocations, Samples(samples, draw))
         for allocation, outcome in zip(allocations, outcomes, strict=True):
             trial = Trial(len(self.trials), allocation, samples, outcome)
             self.trials.append(trial)
@@ -99,7 +99,7 @@ def scored_starts(problem: Problem) -> list[Candidate]:
         UnreachableSparsity: none is known, and no allocation inside the bounds has this sparsity.
     """
     starts = problem.starts or {"uniform": uniform(problem.units, problem.sparsity, problem.bounds)}
-    return rescore(problem, list(starts.items()))
+    return race(problem, list(starts.items()))
 
 
 def conclude(

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffprune.evaluate.logits import reduce_logits
-from ffprune.evaluate.perplexity import REDUCE_ROWS, row_nll
+from ffprune.evaluate.shares import RowSoftmax, row_nll
 
 _SMALLEST = torch.finfo(torch.float32).eps
 """Of what 1 minus a sum of float32 probabilities can tell."""
@@ -28,7 +28,7 @@ class Teacher:
     """
 
     def __init__(self, top: int = 1024) -> None:
-        self._top = top
+        self._top, self._softmax = top, RowSoftmax()
         # Window -> words int32 [rows, top], their probabilities float32 [rows, top]; what these leave to all others
         # and the negative entropy, float32 [rows].
         self._known: dict[int, tuple[Tensor, ...]] = {}
@@ -47,13 +47,12 @@ class Teacher:
         kept: list[tuple[Tensor, ...]] = []
 
         def keep(logits: Tensor, labels: Tensor, first: int) -> Tensor:
-            for start in range(0, len(logits), REDUCE_ROWS):
-                shares = logits[start : start + REDUCE_ROWS].float().softmax(1)
+            for _, _, shares in self._softmax.blocks(logits):
                 likely = shares.topk(min(self._top, shares.shape[1]), dim=1, sorted=False)
                 p = likely.values
                 rest = _rest(p)
                 kept.append((likely.indices.int(), p, rest, torch.xlogy(p, p).sum(1) + torch.xlogy(rest, rest)))
-            return row_nll(logits, labels)
+            return row_nll(logits, labels, self._softmax)
 
         nll = reduce_logits(model, window[None], 1, keep)[0][0]
         self._known[number] = tuple(torch.cat(column) for column in zip(*kept, strict=True))
@@ -78,14 +77,15 @@ class Teacher:
 
         def reduce(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, ...]:
             kl, own = [], []
-            for start in range(0, len(logits), REDUCE_ROWS):
-                exact = logits[start : start + REDUCE_ROWS].float()
-                rows = slice(first + start, first + start + len(exact))
-                total = torch.logsumexp(exact, dim=1)
-                log_q = exact.gather(1, words[rows].long()) - total[:, None]
-                crossed = torch.linalg.vecdot(shares[rows], log_q) + others[rows] * _rest(log_q.exp()).log()
+            for here, exact, own_shares in self._softmax.blocks(logits):
+                rows = slice(first + here.start, first + here.stop)
+                likely = words[rows].long()
+                # The likeliest of these words has a share whose logarithm is exact; the others' might underflow.
+                q, known = own_shares.gather(1, likely), exact.gather(1, likely)
+                total = (known.amax(1) - q.amax(1).log())[:, None]
+                crossed = torch.linalg.vecdot(shares[rows], known - total) + others[rows] * _rest(q).log()
                 kl.append(certain[rows] - crossed)
-                own.append(total - exact.gather(1, labels[start : start + REDUCE_ROWS, None])[:, 0])
+                own.append((total - exact.gather(1, labels[here, None]))[:, 0])
             return torch.cat(kl), torch.cat(own)
 
         kl, own = reduce_logits(model, windows, batch_size, reduce)

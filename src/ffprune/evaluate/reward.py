@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffprune.core.errors import NonFiniteLoss, TooLittleText
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.tables import look_up
 from ffprune.core.units import Allocation
 from ffprune.evaluate.divergence import Teacher
@@ -80,21 +80,21 @@ class ModelReward:
         """N_max of FF Eq. 5."""
         return self.trial_samples
 
-    def __call__(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome:
-        """Score an allocation on ``samples`` windows of one draw, or on the fixed windows (draw None).
+    def __call__(self, allocation: Allocation, samples: Samples) -> Outcome:
+        """Score an allocation on windows of one draw, or on fixed windows.
 
         The same policy on the same windows is not run twice.
         """
-        chosen = self._choose(samples, draw)
+        chosen = self._choose(samples)
         key = allocation.kept, tuple(chosen)
         if key not in self._known:
             with _on_threads(self.threads):
                 self._known[key] = self._score(allocation, chosen)
         return self._known[key]
 
-    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+    def many(self, allocations: Sequence[Allocation], samples: Samples) -> Iterator[Outcome]:
         """One after the other, each when it is asked for: what a kill finds is what was told."""
-        return (self(allocation, samples, draw) for allocation in allocations)
+        return (self(allocation, samples) for allocation in allocations)
 
     def _score(self, allocation: Allocation, chosen: list[int]) -> Outcome:
         dense = self._dense_mean(chosen)
@@ -119,11 +119,11 @@ class ModelReward:
             tokens=tokens,
         )
 
-    def _choose(self, samples: int, draw: int | None) -> list[int]:
-        if draw is None:
-            return list(range(self.fixed))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
-        pool = torch.randperm(len(self.windows) - self.fixed, generator=generator)[:samples] + self.fixed
+    def _choose(self, samples: Samples) -> list[int]:
+        if samples.draw is None:
+            return list(range(samples.first, min(samples.first + samples.count, self.fixed)))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + samples.draw)
+        pool = torch.randperm(len(self.windows) - self.fixed, generator=generator)[: samples.count] + self.fixed
         return [int(i) for i in pool]
 
     def _dense_mean(self, chosen: list[int]) -> float:

@@ -21,9 +21,9 @@ import torch
 
 from ffprune.allocate.problem import Reward
 from ffprune.core.errors import FfpruneError, MissingInput, ParameterError
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.units import Allocation
-from ffprune.stages.environment import quieten
+from ffprune.stages.environment import keep_memory, quieten
 from ffprune.stages.sections import Trials, Workers
 from ffprune.stages.workers import Lost, Pool, Ticket
 
@@ -50,7 +50,7 @@ def hired(make: Make, workers: Workers, trials: Trials) -> Iterator[Reward]:
     threads = trials.threads or torch.get_num_threads()
     with _connected(workers.address) as ray:
         _check_room(ray.nodes(), workers, threads)
-        yield Pool(_RayCrew(ray, make, threads, workers.gpus), workers.count, trials.samples)
+        yield Pool(_RayCrew(ray, make, threads, workers.gpus), workers.count, trials.samples, trials.final_samples)
 
 
 def check_installed(workers: Workers) -> None:
@@ -148,8 +148,8 @@ class _RayCrew:
         self._actors[worker] = self._class.remote(*self._given)
         return self._actors[worker].start.remote()
 
-    def ask(self, worker: int, allocation: Allocation, samples: int, draw: int | None) -> Ticket:
-        return self._actors[worker].score.remote(allocation, samples, draw)
+    def ask(self, worker: int, allocation: Allocation, samples: Samples) -> Ticket:
+        return self._actors[worker].score.remote(allocation, samples)
 
     def wait(self, tickets: Sequence[Ticket]) -> Ticket:
         return self._ray.wait(list(tickets), num_returns=1)[0][0]
@@ -180,6 +180,7 @@ class Trier:
     def start(self) -> FfpruneError | None:
         """Make the reward."""
         quieten()
+        keep_memory()
         torch.set_num_threads(self._threads)
         torch.set_float32_matmul_precision(self._precision)
         try:
@@ -195,10 +196,10 @@ class Trier:
             return refusal
         return None
 
-    def score(self, allocation: Allocation, samples: int, draw: int | None) -> Outcome | FfpruneError:
+    def score(self, allocation: Allocation, samples: Samples) -> Outcome | FfpruneError:
         """Try a policy."""
         try:
-            (outcome,) = self._reward.many([allocation], samples, draw)
+            (outcome,) = self._reward.many([allocation], samples)
         except FfpruneError as refusal:
             return refusal
         return outcome

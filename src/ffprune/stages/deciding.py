@@ -23,7 +23,7 @@ from ffprune.compress.table import Compressor
 from ffprune.core.budget import check_reachable
 from ffprune.core.gram import Gram
 from ffprune.core.importance import Ranking
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.saliency import SALIENCIES
 from ffprune.core.units import Allocation, Unit
 from ffprune.evaluate.reward import ModelReward
@@ -200,9 +200,9 @@ _BY_RIDGE = ("ridge", "mean+ridge", "stream")
 class _NoReward:
     """For allocators that make no trials."""
 
-    most_samples = 0
+    most_samples = fixed = 0
 
-    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+    def many(self, allocations: Sequence[Allocation], samples: Samples) -> Iterator[Outcome]:
         raise AssertionError("an allocator that asks no reward was given one")
 
 

@@ -1,32 +1,24 @@
-"""Models in MLflow's registry: a version points to what DVC keeps, and holds no copy of the weights.
+"""MLflow's registry of models: a version points to what DVC keeps, and holds no copy of the weights.
 
-The best model of a sparsity becomes a version whose source is ``dvc://PATH?out=OUTPUT&md5=HASH``: the model's folder,
-the stage output that it lies in, and that output's hash in DVC's store. Aliases name the best version of every
-sparsity, as ``best-20`` for 0.2; ``best`` is the one at the sparsity that the search was last asked for.
+A version's source is ``dvc://PATH?out=OUTPUT&md5=HASH``: the model's folder, the stage output that it lies in, and that
+output's hash in DVC's store.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from ffprune.core.errors import ChecksumMismatch, FfpruneError, MissingInput, ParameterError
-from ffprune.stages.artifacts import read_json, require
-from ffprune.stages.integrity import LOCK, content_hash
-from ffprune.stages.lineage import git_state, made_hashes, read_hashes, read_lock
-from ffprune.stages.record import DOWNLOADED, SUMMARY, maker_of
-from ffprune.stages.table import best_rows
+from ffprune.core.errors import ChecksumMismatch, FfpruneError, ParameterError
+from ffprune.stages.integrity import content_hash
 from ffprune.stages.tracking import Store
 
 PULLED = Path("models") / "pulled"
@@ -74,71 +66,6 @@ class Pointer:
 
 
 _HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A version of this workspace's models.
-
-    Attributes:
-        aliases: that it holds now.
-        new: whether it was made just now.
-    """
-
-    name: str
-    version: str
-    source: str
-    aliases: tuple[str, ...]
-    new: bool
-
-
-def register_models(store: Store) -> list[Registered]:
-    """The best measured model of every sparsity as a version; what is registered already stays as it is.
-
-    An alias moves to a model of lower perplexity. Perplexities of another protocol (text, windows, number format) say
-    nothing: then the alias moves as well.
-
-    Raises:
-        MissingInput: nothing was measured here, or not of the models that are here.
-    """
-    summary, lock = read_json(Path(SUMMARY)), read_lock(LOCK)
-    hashes = _measured_outputs(lock)
-    name = _model_name()
-    # Another text may come to stand under the same name.
-    text = read_hashes(lock, "evaluate").get(summary["protocol"]["text"])
-    protocol = _key({"protocol": summary["protocol"], "text": text})
-    client = store.client
-    if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
-        client.create_registered_model(name, description="Versions point to DVC's store: ffprune pull-model gets one.")
-    found = []
-    for position, row in enumerate(best_rows(summary["rows"])):
-        out = next((out for out in hashes if PurePosixPath(row["path"]).is_relative_to(out)), None)
-        if out is None:
-            raise MissingInput(
-                f"{row['path']} was to be registered", "no output in dvc.lock has it", "run 'dvc repro', then again"
-            )
-        source = str(Pointer(row["path"], out, hashes[out]))
-        tags = {
-            **_tags(row),
-            "protocol": protocol,
-            "files": content_hash(require(Path(row["path"]))),
-            **git_state(Path.cwd()),
-        }
-        version, new = _version(store, name, source, tags, row, summary)
-        alias = _alias(row)
-        holds = _give(client, name, alias, version, tags)
-        if position == 0:
-            client.set_registered_model_alias(name, "best", _aliases(client, name)[alias])
-        held = (alias, *(["best"] if position == 0 else [])) if holds else ()
-        found.append(Registered(name, str(version), source, held, new))
-    return found
-
-
-def register_after_report(store: Store) -> None:
-    """Register what the stage report has just told of, where DVC knows the models."""
-    # `ffprune report` typed by hand, or models made without DVC: there is nothing to point to.
-    with suppress(MissingInput):
-        register_models(store)
 
 
 def pull_model(store: Store, reference: str, out: Path | None) -> Path:
@@ -194,7 +121,7 @@ def find_version(store: Store, reference: str) -> Any:
             "write NAME@best, NAME@best-20 or NAME@VERSION; 'ffprune register' registers what a workspace has measured",
         )
     versions = {str(v.version): v for v in store.client.search_model_versions(f"name = '{name}'")}
-    aliases = _aliases(store.client, name)
+    aliases = aliases_of(store.client, name)
     if aliases.get(wanted, wanted) not in versions:
         raise ParameterError(
             f"{reference} was asked for",
@@ -205,78 +132,7 @@ def find_version(store: Store, reference: str) -> Any:
     return versions[aliases.get(wanted, wanted)]
 
 
-def _measured_outputs(lock: Mapping[str, Any]) -> dict[str, str]:
-    """Outputs that hold models, as they were when they were measured: path -> DVC's hash."""
-    measured = read_hashes(lock, "evaluate")
-    models = {path: md5 for path, md5 in made_hashes(lock).items() if path in measured and path.startswith("models/")}
-    if not models or any(measured[path] != md5 for path, md5 in models.items()):
-        raise MissingInput(
-            f"the models behind {SUMMARY} were to be registered",
-            "dvc.lock does not know them: they were not made through DVC, or were made anew since they were measured",
-            "run 'dvc repro', then again",
-        )
-    return models
-
-
-def _model_name() -> str:
-    """As the source calls it, without what MLflow allows in no name."""
-    name = str(read_json(Path(DOWNLOADED))["model"]["name"]).rpartition("/")[2]
-    return re.sub(r"[/:'\"%]", "-", name)
-
-
-def _alias(row: Mapping[str, Any]) -> str:
-    # MLflow allows no point in an alias.
-    share = f"{100 * row['sparsity_target']:g}".replace(".", "_")
-    return f"best-{share}" + ("" if row["budget"] == "parameters" else f"-{row['budget']}")
-
-
-def _tags(row: Mapping[str, Any]) -> dict[str, str]:
-    names = ("method", "granularity", "budget", "sparsity_target", "sparsity", "perplexity", "params", "bytes")
-    ratio = row["perplexity"] / row["dense_perplexity"]
-    return {**{name: str(row[name]) for name in names}, "ratio_to_dense": f"{ratio:.5f}"}
-
-
-def _version(
-    store: Store, name: str, source: str, tags: dict[str, str], row: Mapping[str, Any], summary: Mapping[str, Any]
-) -> tuple[Any, bool]:
-    """The version of this very model and measurement; made where there is none."""
-    same = ("files", "protocol", "perplexity")
-    for known in store.client.search_model_versions(f"name = '{name}'"):
-        if known.source == source and all(known.tags.get(tag) == tags[tag] for tag in same):
-            return known.version, False
-    protocol = summary["protocol"]
-    about = (
-        f"{row['method']} at {row['sparsity_target']:g} of {row['budget']}: perplexity {row['perplexity']:.3f}, dense "
-        f"{row['dense_perplexity']:.3f} ({protocol['tokens']:,} tokens, {protocol['dtype']}, seed {protocol['seed']})"
-    )
-    made = store.client.create_model_version(
-        name, source, run_id=_run_of(store, row["path"]), tags=tags, description=about, await_creation_for=0
-    )
-    return made.version, True
-
-
-def _run_of(store: Store, path: str) -> str | None:
-    """The run that made the model, where this store knows it: a colleague's may be in another."""
-    record = Path("metrics/runs") / f"{maker_of(Path(path))}.json"
-    run_id = read_json(record)["run_id"] if record.is_file() else None
-    try:
-        return str(store.client.get_run(run_id).info.run_id) if run_id else None
-    except Exception:  # MLflow's own, one kind for local stores and another for servers
-        return None
-
-
-def _give(client: Any, name: str, alias: str, version: Any, tags: Mapping[str, str]) -> bool:
-    """Whether the version holds the alias now: it is better than the holder, or measured otherwise."""
-    holder = _aliases(client, name).get(alias)
-    if holder not in (None, str(version)):
-        held = client.get_model_version(name, holder).tags
-        if held.get("protocol") == tags["protocol"] and float(held["perplexity"]) <= float(tags["perplexity"]):
-            return False
-    client.set_registered_model_alias(name, alias, str(version))
-    return True
-
-
-def _aliases(client: Any, name: str) -> dict[str, str]:
+def aliases_of(client: Any, name: str) -> dict[str, str]:
     """Alias -> version."""
     return {alias: str(version) for alias, version in (client.get_registered_model(name).aliases or {}).items()}
 
@@ -296,7 +152,3 @@ def _fetch(pointer: Pointer, place: Path) -> Path:
             "Run 'dvc push' where it was made; 'dvc remote list' here must show where it went (docs/sharing.md)",
         )
     return wanted
-
-
-def _key(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
+from ffprune.stages.environment import keep_memory
 from ffprune.stages.execution import close_dvc_execution, model_named
 from ffprune.stages.integrity import check_code, check_inputs
 from ffprune.stages.lineage import git_state, input_hashes, library_versions, machine, repository
 from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.record import PIPELINE_MODEL, STAGES, Stage, dense_model, facts_of
-from ffprune.stages.registry import register_after_report
+from ffprune.stages.registering import register_if_any
 from ffprune.stages.sections import Compute, Params
 from ffprune.stages.tracking import StageRun, find_parent, open_store, workspace
 
@@ -59,7 +60,7 @@ def run_stage(stage: Stage, params_file: Path = PARAMS_FILE) -> None:
         _write_run_record(stage, run, params, hashes)
         status = "FINISHED"
         if stage == STAGES[-1]:
-            run.attempt(register_after_report, store)
+            run.attempt(register_if_any, store)
         if parent.owned:
             run.attempt(close_dvc_execution, store, parent.run_id, stage)
     except (KeyboardInterrupt, SystemExit):
@@ -77,9 +78,10 @@ def call(stage: Stage, context: StageContext) -> None:
 
 
 def configure(compute: Compute) -> None:
-    """Set what torch keeps per process: threads and the precision of matrix products."""
+    """Set what holds for a process: its memory, torch's threads and the precision of matrix products."""
     import torch
 
+    keep_memory()
     if compute.threads:
         torch.set_num_threads(compute.threads)
     torch.set_float32_matmul_precision(compute.matmul_precision)

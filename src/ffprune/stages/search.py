@@ -15,7 +15,8 @@ from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode
 from ffprune.allocate.guided import GuidedResult, guided
 from ffprune.allocate.problem import Problem
-from ffprune.allocate.search import Candidate, SearchResult, search
+from ffprune.allocate.race import Candidate
+from ffprune.allocate.search import SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
 from ffprune.allocate.uniform import handmade
 from ffprune.core.budget import Bounds

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ffprune.allocate.journal import Entry
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.stages import artifacts
 
 
@@ -67,7 +67,7 @@ class SearchJournal:
     def _read(self, line: bytes) -> Entry | None:
         try:
             _, row = json.loads(line)
-            entry = Entry(tuple(row["kept"]), row["samples"], row["draw"], Outcome(**row["outcome"]))
+            entry = Entry(tuple(row["kept"]), Samples(**row["samples"]), Outcome(**row["outcome"]))
         except (ValueError, TypeError, KeyError):
             return None
         return entry if self._line(entry) == line else None

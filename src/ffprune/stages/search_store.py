@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ffprune.allocate.env import Episode
-from ffprune.allocate.search import Candidate
+from ffprune.allocate.race import Candidate
 from ffprune.core.outcome import Outcome
 from ffprune.core.units import Allocation, Unit
 from ffprune.stages.artifacts import read_metadata, read_tensors, write_tensors
@@ -46,7 +46,11 @@ class SearchStore:
             for row in json.loads(kept["episodes"])
         ]
         starts = [
-            Candidate(row["name"], Allocation(self._units, tuple(row["kept"])), Outcome(**row["outcome"]))
+            Candidate(
+                row["name"],
+                Allocation(self._units, tuple(row["kept"])),
+                tuple(Outcome(**lap) for lap in row["laps"]),
+            )
             for row in json.loads(kept["starts"])
         ]
         return read_tensors(self._path), episodes, starts
@@ -65,7 +69,7 @@ class SearchStore:
             }
             for e in episodes
         ]
-        known = [{"name": c.name, "kept": c.allocation.kept, "outcome": _outcome(c.outcome)} for c in starts]
+        known = [{"name": c.name, "kept": c.allocation.kept, "laps": [_outcome(lap) for lap in c.laps]} for c in starts]
         write_tensors(self._path, agent, {"episodes": json.dumps(rows), "starts": json.dumps(known)})
 
 

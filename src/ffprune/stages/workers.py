@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from ffprune.core.errors import WorkersLost
-from ffprune.core.outcome import Outcome
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.units import Allocation
 
 Ticket = Any
@@ -30,7 +30,7 @@ class Crew(Protocol):
     def hire(self, worker: int) -> Ticket:
         """Start a worker, in place of the one that had this number; the answer, None, says that it has its model."""
 
-    def ask(self, worker: int, allocation: Allocation, samples: int, draw: int | None) -> Ticket:
+    def ask(self, worker: int, allocation: Allocation, samples: Samples) -> Ticket:
         """Have a policy tried by a worker that is ready and idle."""
 
     def wait(self, tickets: Sequence[Ticket]) -> Ticket:
@@ -55,10 +55,11 @@ class Pool:
         crew: the workers.
         count: how many to hire, 1 or more.
         most_samples: N_max of FF Eq. 5.
+        fixed: samples of a comparison.
     """
 
-    def __init__(self, crew: Crew, count: int, most_samples: int) -> None:
-        self.most_samples = most_samples
+    def __init__(self, crew: Crew, count: int, most_samples: int, fixed: int) -> None:
+        self.most_samples, self.fixed = most_samples, fixed
         self._crew, self._count = crew, count
         # Who is at work on which of the policies asked for; None: on getting ready.
         self._busy: dict[Ticket, tuple[int, int | None]] = {
@@ -67,7 +68,7 @@ class Pool:
         self._idle: deque[int] = deque()
         self._losses = 0
 
-    def many(self, allocations: Sequence[Allocation], samples: int, draw: int | None) -> Iterator[Outcome]:
+    def many(self, allocations: Sequence[Allocation], samples: Samples) -> Iterator[Outcome]:
         """The outcomes in the order of the policies, each as soon as those before it are known.
 
         Raises:
@@ -78,18 +79,16 @@ class Pool:
         found: dict[int, Outcome] = {}
         for number in range(len(allocations)):
             while number not in found:
-                self._set_to_work(waiting, allocations, samples, draw)
+                self._set_to_work(waiting, allocations, samples)
                 self._collect(waiting, found)
             # Before whoever reads this takes their time.
-            self._set_to_work(waiting, allocations, samples, draw)
+            self._set_to_work(waiting, allocations, samples)
             yield found.pop(number)
 
-    def _set_to_work(
-        self, waiting: deque[int], allocations: Sequence[Allocation], samples: int, draw: int | None
-    ) -> None:
+    def _set_to_work(self, waiting: deque[int], allocations: Sequence[Allocation], samples: Samples) -> None:
         while waiting and self._idle:
             worker, number = self._idle.popleft(), waiting.popleft()
-            self._busy[self._crew.ask(worker, allocations[number], samples, draw)] = worker, number
+            self._busy[self._crew.ask(worker, allocations[number], samples)] = worker, number
 
     def _collect(self, waiting: deque[int], found: dict[int, Outcome]) -> None:
         """Wait for one answer."""

@@ -83,7 +83,11 @@ def test_the_front_is_a_line_with_its_error_and_what_was_measured() -> None:
             {"sparsity": 0.1, "predicted_loss": 0.2, "predicted_stderr": 0.05},
             {"sparsity": 0.2, "predicted_loss": 0.5, "predicted_stderr": 0.1},
         ],
-        "candidates": [{"sparsity": 0.2, "loss": 0.4}, {"sparsity": 0.2, "loss": None}],
+        "candidates": [
+            {"sparsity": 0.2, "loss": 0.4, "tokens": 8},
+            {"sparsity": 0.2, "loss": None, "tokens": 8},
+            {"sparsity": 0.2, "loss": 0.3, "tokens": 2},  # left behind
+        ],
     }
     band, line, crosses = interactive.figure(charts.front({"search": facts}).panels[0]).data
     assert list(band.y) == pytest.approx([0.25, 0.6, 0.4, 0.15])

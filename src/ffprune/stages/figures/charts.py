@@ -160,12 +160,17 @@ def costs(dense: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def front(searches: Mapping[str, Mapping[str, Any]]) -> Chart:
-    """Loss against sparsity: what a search's model says all over its range, and the candidates really compared."""
+    """Loss against sparsity: what a search's model says all over its range, and the candidates really measured.
+
+    Those that a comparison left behind are not shown: they were measured on less text.
+    """
     series = []
     for number, (name, facts) in enumerate(searches.items()):
         predicted = [(row["sparsity"], row["predicted_loss"]) for row in facts["front"]]
         spread = tuple(row["predicted_stderr"] for row in facts["front"])
-        measured = [(row["sparsity"], row["loss"]) for row in facts["candidates"] if row["loss"] is not None]
+        most = max((row["tokens"] for row in facts["candidates"]), default=0)
+        finite = [row for row in facts["candidates"] if row["tokens"] == most and row["loss"] is not None]
+        measured = [(row["sparsity"], row["loss"]) for row in finite]
         series += [
             _series(f"after {name}: predicted, best policy", predicted, number, error=spread),
             _series(f"{name}: candidates, measured", measured, number, kind="crosses"),
@@ -180,7 +185,7 @@ def front(searches: Mapping[str, Mapping[str, Any]]) -> Chart:
         "front",
         "The Pareto front of sparsity and loss",
         "The least loss that the search's model predicts at every sparsity of its range, with its standard error, and "
-        "the candidates that were compared on held-out windows.",
+        "the best candidates, measured on held-out windows.",
         (panel,),
     )
 

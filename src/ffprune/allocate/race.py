@@ -1,0 +1,103 @@
+"""Policies compared on the fixed samples, which no search draws from: a race that leaves losers behind.
+
+All run on the first quarter of the samples, the better half of them, two at least, on the second as well, and the
+better half of those on the rest: successive halving (Karnin et al. 2013; Jamieson and Talwalkar 2016). Policies are
+compared on the same text only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ffprune.allocate.problem import Problem, distinct
+from ffprune.core.errors import NonFiniteLoss
+from ffprune.core.outcome import Outcome, Samples, pooled
+from ffprune.core.units import Allocation
+
+_LAPS = ((1 / 4, 2), (1 / 2, 1), (1.0, 1))
+"""Share of the fixed samples up to which a lap goes, and how many policies at least go on behind it."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy that was scored on fixed samples, at the final sparsity.
+
+    Attributes:
+        name: where it comes from: a start's name, ``agent``, or ``episode 17``.
+        allocation: the policy.
+        laps: its evaluations on the parts of the fixed samples that it came to, in order.
+    """
+
+    name: str
+    allocation: Allocation
+    laps: tuple[Outcome, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """Its evaluation on all samples that it came to."""
+        return pooled(self.laps)
+
+
+def race(
+    problem: Problem, policies: Sequence[tuple[str, Allocation]], known: Sequence[Candidate] = ()
+) -> list[Candidate]:
+    """Compare policies; best first, and those that came further before those that were left behind.
+
+    Args:
+        problem: whose reward scores, on its fixed samples.
+        policies: name and policy; of equal ones the first is taken.
+        known: of an earlier race; what they were scored on is not asked again.
+    """
+    before = {candidate.allocation.kept for candidate in known}
+    fresh = [(name, allocation) for name, allocation in distinct(policies) if allocation.kept not in before]
+    running = [*known, *(Candidate(name, allocation, ()) for name, allocation in fresh)]
+    behind: list[Candidate] = []
+    # With few samples laps coincide: the later one's number holds.
+    laps = {math.ceil(share * problem.reward.fixed): least for share, least in _LAPS}
+    first = 0
+    for lap, (end, least) in enumerate(laps.items()):
+        running = _run(problem, running, lap, Samples(end - first, None, first))
+        first = end
+        if end < problem.reward.fixed:
+            most = max(least, math.ceil(len(running) / 2))
+            running, behind = running[:most], running[most:] + behind
+    return running + behind
+
+
+def _run(problem: Problem, running: Sequence[Candidate], lap: int, samples: Samples) -> list[Candidate]:
+    """The candidates after one more lap, best first by all laps up to it."""
+    missing = [candidate for candidate in running if len(candidate.laps) == lap]
+    outcomes = problem.reward.many([candidate.allocation for candidate in missing], samples)
+    ran = {
+        candidate.allocation.kept: replace(candidate, laps=(*candidate.laps, outcome))
+        for candidate, outcome in zip(missing, outcomes, strict=True)
+    }
+    after = [ran.get(candidate.allocation.kept, candidate) for candidate in running]
+    return sorted(after, key=lambda candidate: pooled(candidate.laps[: lap + 1]).loss)
+
+
+def compare(
+    problem: Problem, found: Sequence[tuple[str, Allocation]], known: Sequence[Candidate], trials: int
+) -> list[Candidate]:
+    """Compare what a search found with what was known before; best first.
+
+    Args:
+        problem: whose reward scores.
+        found: name and policy.
+        known: of an earlier race.
+        trials: how many trials the search had.
+
+    Raises:
+        NonFiniteLoss: no candidate has a finite perplexity.
+    """
+    candidates = race(problem, found, known)
+    if not candidates[0].outcome.finite:
+        raise NonFiniteLoss(
+            f"A policy of sparsity {problem.sparsity} was asked for; none of {len(candidates)} candidates of "
+            f"{trials} trials has a finite loss",
+            "A policy is known by its perplexity, which must be a finite number",
+            "Change compute.dtype to float32 or bfloat16, raise levels.damping, or lower the sparsity",
+        )
+    return candidates
