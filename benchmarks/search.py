@@ -427,13 +427,14 @@ def _rows(runs: dict[str, Any]) -> list[dict[str, Any]]:
         if ours:
             start = [v["ratio"] / v["steps"][0]["ratio"] for v in ours.values()]
             rows.append(row(f"ours_over_dynamic_programming_perplexity_{sparsity}", start, "< 1"))
-        if pairs := _beside(runs, ours, f"transfer {sparsity}"):
-            rows.append(
-                row(f"transfer_tokens_share_{sparsity}", [b["tokens"] / a["tokens"] for a, b in pairs], "<= 0.15")
-            )
-            rows.append(
-                row(f"transfer_over_scratch_perplexity_{sparsity}", [b["ratio"] / a["ratio"] for a, b in pairs], "<= 1")
-            )
+        pairs = _beside(runs, ours, f"transfer {sparsity}")
+        for steps in zip(*(other["steps"] for _, other in pairs), strict=True):
+            name = f"transfer_of_{steps[0]['trials']}_trials"
+            both = [(mine, step) for (mine, _), step in zip(pairs, steps, strict=True)]
+            tokens = [step["tokens"] / mine["tokens"] for mine, step in both]
+            quality = [step["ratio"] / mine["ratio"] for mine, step in both]
+            rows.append(row(f"{name}_tokens_share_{sparsity}", tokens, "<= 0.15"))
+            rows.append(row(f"{name}_over_scratch_perplexity_{sparsity}", quality, "<= 1"))
     whole = runs.get("guided 0.2 seed 0")
     for key, found in runs.items():
         if whole and key.startswith("ablation: "):
