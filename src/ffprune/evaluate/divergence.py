@@ -47,7 +47,7 @@ class Teacher:
         kept: list[tuple[Tensor, ...]] = []
 
         def keep(logits: Tensor, labels: Tensor, first: int) -> Tensor:
-            for _, _, shares in self._softmax.blocks(logits):
+            for _, _, shares in self._softmax.shares(logits):
                 likely = shares.topk(min(self._top, shares.shape[1]), dim=1, sorted=False)
                 p = likely.values
                 rest = _rest(p)
@@ -77,7 +77,7 @@ class Teacher:
 
         def reduce(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, ...]:
             kl, own = [], []
-            for here, exact, own_shares in self._softmax.blocks(logits):
+            for here, exact, own_shares in self._softmax.shares(logits):
                 rows = slice(first + here.start, first + here.stop)
                 likely = words[rows].long()
                 # The likeliest of these words has a share whose logarithm is exact; the others' might underflow.
