@@ -118,7 +118,9 @@ def _kept_methods() -> Iterator[_Model]:
         text = text_of([result], tuple(params.study.texts))
         # A run that was stopped between its files and dvc.lock left what the lock does not know.
         known = folder in hashes and hashes.get(file) == content_key(Path(file))
-        if not result["recipe"]["save"] or not known or text is None or result["perplexity"][text]["value"] is None:
+        # Recipes are older than the choice to save.
+        kept = known and result["recipe"].get("save", False)
+        if not kept or text is None or result["perplexity"][text]["value"] is None:
             continue
         found = result["perplexity"][text]
         row = {
