@@ -208,7 +208,10 @@ def _record(execution: Execution, store: Store, status: str, params: Params) -> 
     store.client.set_terminated(execution.parent, status)
     if status != "KILLED":
         if any(outcome == "ran" and name.startswith(f"{METHOD.name}@") for name, outcome in outcomes.items()):
-            register_if_any(store)  # the stage report does it for the pipeline's own models
+            try:  # the stage report does it for the pipeline's own models
+                register_if_any(store)
+            except Exception as error:  # what has run stays run, registered or not
+                print(f"not registered: {error}", file=sys.stderr)
         run = f"experiments/{store.experiment_id}/runs/{execution.parent}"
         show_outcomes(rows, f"{store_uri(params.tracking)} run {execution.parent}", run)
         show_results(execution.settled())

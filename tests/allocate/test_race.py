@@ -112,6 +112,13 @@ def test_one_left_behind_earlier_may_come_back() -> None:
     assert [candidate.name for candidate in found] == list("01234")
 
 
+def test_a_known_one_that_read_all_wins_though_it_begins_badly() -> None:
+    told = Told({POLICIES[0]: [0.9] * 4 + [0.1] * 12, **{policy: [0.5] * 16 for policy in POLICIES[1:4]}})
+    known = race(problem(told), named(1))
+    found = race(problem(told), named(4), known)
+    assert (found[0].name, found[0].outcome.loss) == ("0", pytest.approx(0.3))
+
+
 def test_copies_of_a_policy_run_once_under_the_first_name() -> None:
     pair = [("a", POLICIES[0]), ("b", POLICIES[1]), ("c", POLICIES[0])]
     assert [name for name, _ in distinct(pair)] == ["a", "b"]

@@ -43,7 +43,7 @@ class Candidate:
 def race(
     problem: Problem, policies: Sequence[tuple[str, Allocation]], known: Sequence[Candidate] = ()
 ) -> list[Candidate]:
-    """Compare policies; best first, and those that came further before those that were left behind.
+    """Compare policies: those that read all samples, best first, then those left behind, the last ones first.
 
     Args:
         problem: whose reward scores, on its fixed samples.
@@ -63,7 +63,11 @@ def race(
         if end < problem.reward.fixed:
             most = max(least, math.ceil(len(running) / 2))
             running, behind = running[:most], running[most:] + behind
-    return running + behind
+    # A known one may have been left behind on a part of what it had read whole.
+    every = [*running, *behind]
+    whole = [candidate for candidate in every if len(candidate.laps) == len(laps)]
+    rest = [candidate for candidate in every if len(candidate.laps) < len(laps)]
+    return sorted(whole, key=lambda candidate: candidate.outcome.loss) + rest
 
 
 def _run(problem: Problem, running: Sequence[Candidate], lap: int, samples: Samples) -> list[Candidate]:

@@ -171,7 +171,12 @@ def _looked(trial: Episode | Trial) -> Looked:
 
 
 def _ratios(candidates: Sequence[Candidate]) -> dict[str, float | None]:
-    """Perplexity over the dense model's, by the candidate's name; None when it is not finite."""
+    """Perplexity over the dense model's, by the candidate's name; None when it is not finite.
+
+    Of those that read as much text as the winner: others do not compare.
+    """
+    most = candidates[0].outcome.tokens
+    candidates = [candidate for candidate in candidates if candidate.outcome.tokens == most]
     return {c.name: c.outcome.perplexity / c.outcome.dense_perplexity if c.outcome.finite else None for c in candidates}
 
 

@@ -56,7 +56,7 @@ class _Model:
         protocol: how.
         text: DVC's hash of the test text: another text may come to stand under the same name.
         aliases: that it asks for.
-        contested: whether a better version keeps them.
+        contested: whether a better version keeps them; else the newest has them.
     """
 
     dense: str
@@ -77,12 +77,9 @@ def register_models(store: Store) -> list[Registered]:
     Raises:
         MissingInput: nothing was measured here, or not of the models that are here.
     """
-    kept, measured = list(_kept_methods()), list[_Model]()
-    try:
-        measured = list(_best_of_pipeline())
-    except MissingInput:
-        if not kept:  # methods may be all that was measured
-            raise
+    kept = list(_kept_methods())
+    # Methods may be all that was measured.
+    measured = [] if kept and not Path(SUMMARY).is_file() else list(_best_of_pipeline())
     return [_register(store, model) for model in (*measured, *kept)]
 
 
@@ -176,7 +173,13 @@ def _register(store: Store, model: _Model) -> Registered:
     }
     version, new = _version(store, name, model, tags)
     alias, *others = model.aliases
-    holds = _give(client, name, alias, version, tags, model.contested)
+    if model.contested:
+        holds = _give(client, name, alias, version, tags)
+    else:
+        # Several studies may keep a method of one name: the alias stays where it was put last.
+        if new:
+            client.set_registered_model_alias(name, alias, str(version))
+        holds = aliases_of(client, name).get(alias) == str(version)
     for other in others:
         client.set_registered_model_alias(name, other, aliases_of(client, name)[alias])
     return Registered(name, str(version), str(model.pointer), model.aliases if holds else (), new)
@@ -230,10 +233,10 @@ def _run_of(store: Store, path: str) -> str | None:
         return None
 
 
-def _give(client: Any, name: str, alias: str, version: Any, tags: Mapping[str, str], contested: bool) -> bool:
+def _give(client: Any, name: str, alias: str, version: Any, tags: Mapping[str, str]) -> bool:
     """Whether the version holds the alias now: it is better than the holder, or measured otherwise."""
     holder = aliases_of(client, name).get(alias)
-    if contested and holder not in (None, str(version)):
+    if holder not in (None, str(version)):
         held = client.get_model_version(name, holder).tags
         if held.get("protocol") == tags["protocol"] and float(held["perplexity"]) <= float(tags["perplexity"]):
             return False
