@@ -25,6 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from rows import row
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,7 +47,6 @@ from ffprune.stages.environment import keep_memory
 from ffprune.stages.evidence import last_grams
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
-COMMAND = "python benchmarks/scale.py"
 VOCABULARY, SEQLEN, WINDOWS, BATCH, SAMPLED = 8192, 256, 4, 2, 3
 TOKENS = 16384
 """Of the forward pass that steps without tokens are told against."""
@@ -209,16 +209,7 @@ def _rows(known: dict[str, Any]) -> list[dict[str, Any]]:
     for step, unit in UNITS.items():
         for size, ratios in known.items():
             setting = f"random Llama of {ratios['parameters'] / 1e6:.0f}M parameters, over {unit}"
-            value = {"value": ratios[step], "low": ratios[step], "high": ratios[step]}
-            rows.append(
-                {
-                    "metric": f"{step}_over_forward_{size}",
-                    **value,
-                    "goal": "report",
-                    "setting": setting,
-                    "command": COMMAND,
-                }
-            )
+            rows.append(row(f"{step}_over_forward_{size}", [ratios[step]], "report", setting))
     return rows
 
 

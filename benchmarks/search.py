@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 # Threads that wait must not spin (src/ffprune/stages/environment.py); read when torch is imported.
@@ -34,6 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rows import row as result_row
 
 from ffprune.allocate.agent import PRESETS
 from ffprune.allocate.dynamic import dynamic_programming
@@ -65,7 +65,6 @@ from ffprune.stages.sections import Params
 HERE = Path(__file__).resolve().parent
 RUNS, RESULTS = HERE / "results" / "search_runs.json", HERE / "results" / "search.json"
 BOUNDS, STEP, FIXED, SAMPLES = Bounds(0.2, 1.0), 32, 16, 2
-COMMAND = "python benchmarks/search.py"
 ROUNDS = 12
 """Turns in which each part of the cost is measured first, second and last."""
 TRIALS = 48
@@ -391,11 +390,7 @@ def _rows(runs: dict[str, Any]) -> list[dict[str, Any]]:
         f"{SAMPLES} windows, judged on {FIXED} fixed windows"
     )
 
-    def row(metric: str, values: list[float], goal: str) -> dict[str, Any]:
-        shown = {"value": median(values), "low": min(values), "high": max(values)}
-        rounded = {name: round(value, 4) for name, value in shown.items()}
-        return {"metric": metric, **rounded, "goal": goal, "setting": setting, "command": COMMAND}
-
+    row = partial(result_row, setting=setting)
     rows = []
     if cost := runs.get("cost"):
         trials = list(zip(cost["trial"], cost["forward"], cost["set"], cost["perplexity_trial"], strict=True))

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 # Threads that wait must not spin (src/ffprune/stages/environment.py); read when torch is imported.
@@ -32,6 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import psutil
 import torch
+from rows import row
 from transformers import AutoConfig, PreTrainedModel
 
 from ffprune.allocate.dynamic import dynamic_programming
@@ -51,7 +51,6 @@ from ffprune.stages.record import CURVES, DENSE
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "shipped.json"
-COMMAND = "python benchmarks/shipped.py"
 PREFILL, DECODE, ROUNDS, LOADS = 512, 16, 9, 5
 LARGE = {
     "hidden_size": 2048,
@@ -104,7 +103,7 @@ def speed(project: Path) -> list[dict[str, Any]]:
             rows += _rows(name.replace(" ", "_"), found[name], 1 - macs(models[name]) / macs(dense), setting)
             loss = sum(float(c[k]) for c, k in zip(losses, policy.kept, strict=True))
             if name.startswith("step"):
-                rows.append(_row(f"predicted_loss_{name.replace(' ', '_')}", [loss], "report", setting))
+                rows.append(row(f"predicted_loss_{name.replace(' ', '_')}", [loss], "report", setting))
     return rows
 
 
@@ -158,17 +157,10 @@ def _rows(name: str, found: Speed, gone: float, setting: str) -> list[dict[str, 
     saved = [(1 - 1 / ratio) / gone for ratio in found.prefill_ratios]
     setting += f"; {gone:.4f} of the multiply-adds went; {ROUNDS} rounds in turns"
     return [
-        _row(f"prefill_gain_share_{name}_{dtype}", saved, 0.9, f"prefill of {PREFILL}, {setting}"),
-        _row(f"prefill_over_dense_{name}_{dtype}", found.prefill_ratios, "report", f"prefill of {PREFILL}, {setting}"),
-        _row(f"decode_over_dense_{name}_{dtype}", found.decode_ratios, "report", f"{DECODE} tokens, {setting}"),
+        row(f"prefill_gain_share_{name}_{dtype}", saved, 0.9, f"prefill of {PREFILL}, {setting}"),
+        row(f"prefill_over_dense_{name}_{dtype}", found.prefill_ratios, "report", f"prefill of {PREFILL}, {setting}"),
+        row(f"decode_over_dense_{name}_{dtype}", found.decode_ratios, "report", f"{DECODE} tokens, {setting}"),
     ]
-
-
-def _row(metric: str, values: Any, goal: float | str, setting: str) -> dict[str, Any]:
-    low, middle, high = (round(float(f(values)), 4) for f in (min, median, max))
-    return {"metric": metric, "value": middle, "low": low, "high": high, "goal": goal, "setting": setting} | {
-        "command": COMMAND
-    }
 
 
 def loading(project: Path) -> list[dict[str, Any]]:
@@ -187,7 +179,7 @@ def loading(project: Path) -> list[dict[str, Any]]:
     for name in list(folders)[1:]:
         for what in ("seconds", "memory"):
             ratios = [turn[name][what] / turn["dense"][what] for turn in turns]
-            rows.append(_row(f"load_{what}_over_dense_{name}", ratios, "report", f"bfloat16, {LOADS} fresh processes"))
+            rows.append(row(f"load_{what}_over_dense_{name}", ratios, "report", f"bfloat16, {LOADS} fresh processes"))
     return rows
 
 
@@ -210,10 +202,10 @@ def gguf(project: Path) -> list[dict[str, Any]]:
             setting = f"{kind}, {torch.get_num_threads()} threads, xllamacpp {version('xllamacpp')}, {name}"
             for what, tokens in (("prefill", f"prefill of {PREFILL}"), ("decode", f"{DECODE} tokens")):
                 ratios = [turn[name][what] / turn["dense"][what] for turn in turns]
-                rows.append(_row(f"{what}_over_dense_gguf_{name}_{kind}", ratios, "report", f"{tokens}, {setting}"))
+                rows.append(row(f"{what}_over_dense_gguf_{name}_{kind}", ratios, "report", f"{tokens}, {setting}"))
                 speeds = [turn[name][what] for turn in turns]
-                rows.append(_row(f"{what}_tokens_per_s_gguf_{name}_{kind}", speeds, "report", f"{tokens}, {setting}"))
-            rows.append(_row(f"bytes_over_dense_gguf_{name}_{kind}", [size[name] / size["dense"]], "report", setting))
+                rows.append(row(f"{what}_tokens_per_s_gguf_{name}_{kind}", speeds, "report", f"{tokens}, {setting}"))
+            rows.append(row(f"bytes_over_dense_gguf_{name}_{kind}", [size[name] / size["dense"]], "report", setting))
     return rows
 
 

@@ -20,7 +20,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 # Threads that wait must not spin (src/ffprune/stages/environment.py); read when torch is imported.
@@ -28,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from rows import row
 
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.core.outcome import Samples
@@ -42,7 +42,6 @@ from ffprune.stages.search_reward import search_reward
 from ffprune.stages.sections import Params, Workers
 
 RESULTS = Path(__file__).resolve().parent / "results" / "workers.json"
-COMMAND = "python benchmarks/workers.py"
 ROUNDS, BATCH, TURNS = 4, 8, 3
 
 
@@ -102,18 +101,9 @@ def _rows(seconds: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
     rows = []
     for name, runs in seconds.items():
         gains = [alone["rounds"] / run["rounds"] for alone, run in zip(seconds["one thread"], runs, strict=True)]
-        found = {"speed_up": gains, "seconds_until_ready": [run["ready"] for run in runs]}
-        for metric, values in found.items():
-            value = {"value": median(values), "low": min(values), "high": max(values)}
-            rows.append(
-                {
-                    "metric": f"{metric}_{name.replace(' ', '_')}",
-                    **{key: round(number, 3) for key, number in value.items()},
-                    "goal": "report",
-                    "setting": setting,
-                    "command": COMMAND,
-                }
-            )
+        way = name.replace(" ", "_")
+        rows.append(row(f"speed_up_{way}", gains, "report", setting))
+        rows.append(row(f"seconds_until_ready_{way}", [run["ready"] for run in runs], "report", setting))
     return rows
 
 
