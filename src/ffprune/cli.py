@@ -155,7 +155,7 @@ def inspect(
 
 @app.command()
 def register() -> None:
-    """Enter the best measured models into MLflow's registry, as `report` does by itself."""
+    """Enter the best measured models, and those that methods keep, into MLflow's registry, as a run does."""
     from ffprune.stages.params import load_params
     from ffprune.stages.registering import register_models
     from ffprune.stages.tracking import open_store
@@ -167,7 +167,7 @@ def register() -> None:
 
 @app.command("pull-model")
 def pull_model(
-    model: Annotated[str, typer.Argument(help="NAME@best, NAME@best-20 or NAME@VERSION, of MLflow's registry.")],
+    model: Annotated[str, typer.Argument(help="NAME@best, NAME@best-20, NAME@method-METHOD or NAME@VERSION.")],
     out: Annotated[Path | None, typer.Argument(help="The folder to write; models/pulled/NAME-VERSION if none.")] = None,
 ) -> None:
     """Get a registered model out of DVC's store, and check that it is the one that was registered."""

@@ -95,7 +95,8 @@ def test_task_and_samples_stay_within_an_update_and_rise_over_updates() -> None:
     assert updates[0][0].samples < updates[-1][0].samples
     assert seen == pytest.approx([e.sparsity for e in log])
     # One draw of samples an update, another one each time.
-    assert reward.draws == [i // 8 for i in range(40)]  # type: ignore[attr-defined]
+    assert isinstance(reward, Bandit)
+    assert reward.draws == [i // 8 for i in range(40)]
 
 
 def test_without_a_curriculum_every_episode_is_the_final_task() -> None:

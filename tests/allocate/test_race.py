@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -39,9 +39,6 @@ class Told(Bandit):
         if not math.isfinite(loss):
             return Outcome(0.0, math.inf, math.inf, 10.0, False, samples.count)
         return Outcome(math.exp(-loss), loss, 10 * math.exp(loss), 10.0, True, samples.count)
-
-    def many(self, allocations: Sequence[Allocation], samples: Samples) -> Iterator[Outcome]:
-        return (self(allocation, samples) for allocation in allocations)
 
     @property
     def read(self) -> Counter[Allocation]:

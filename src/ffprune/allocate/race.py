@@ -25,7 +25,7 @@ class Candidate:
     """A policy that was scored on fixed samples, at the final sparsity.
 
     Attributes:
-        name: where it comes from: a start's name, ``agent``, or ``episode 17``.
+        name: where it comes from: a start's name, ``agent``, ``episode 17``, ``trial 17``, ``last parent``.
         allocation: the policy.
         laps: its evaluations on the parts of the fixed samples that it came to, in order.
     """
@@ -73,12 +73,11 @@ def race(
 def _run(problem: Problem, running: Sequence[Candidate], lap: int, samples: Samples) -> list[Candidate]:
     """The candidates after one more lap, best first by all laps up to it."""
     missing = [candidate for candidate in running if len(candidate.laps) == lap]
-    outcomes = problem.reward.many([candidate.allocation for candidate in missing], samples)
-    ran = {
-        candidate.allocation.kept: replace(candidate, laps=(*candidate.laps, outcome))
-        for candidate, outcome in zip(missing, outcomes, strict=True)
-    }
-    after = [ran.get(candidate.allocation.kept, candidate) for candidate in running]
+    outcomes = iter(list(problem.reward.many([candidate.allocation for candidate in missing], samples)))
+    after = [
+        replace(candidate, laps=(*candidate.laps, next(outcomes))) if len(candidate.laps) == lap else candidate
+        for candidate in running
+    ]
     return sorted(after, key=lambda candidate: pooled(candidate.laps[: lap + 1]).loss)
 
 

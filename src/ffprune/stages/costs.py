@@ -225,6 +225,7 @@ def _search(shape: _Shape, params: Params, stage: str, episodes: int) -> Cost:
     trying = LIBRARIES + shape.size * numbers + shape.bank + teacher + factors
     working = shape.size * (shape.activations(batch) + shape.logits)
     ordered = 0 if shape.in_turn else shape.size * shape.prunable
+    # At most: candidates that fall behind read less.
     compared = (3 + 2 + given.finalists) * given.final_samples + given.final_samples
     return Cost(
         stage,

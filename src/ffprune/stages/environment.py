@@ -50,7 +50,7 @@ def keep_memory() -> bool:
 
 
 # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h. Larger blocks, and more than this at the end of the heap, are given
-# back as before: weights of a large model are not kept.
+# back as before; matrices below it may stay.
 _MMAP_FROM = -3, 1 << 28
 _TRIM_FROM = -1, 1 << 29
 

@@ -33,7 +33,7 @@ class Pointer:
     """Where DVC keeps a model's folder.
 
     Attributes:
-        path: the folder, from the project's top.
+        path: the folder, from the top of the project or study that made it.
         out: the stage output that it is, or lies in.
         md5: DVC's hash of that output.
     """
@@ -118,7 +118,8 @@ def find_version(store: Store, reference: str) -> Any:
         raise ParameterError(
             f"the model {name or reference!r} was asked for",
             f"registered are {', '.join(models) or 'none'}",
-            "write NAME@best, NAME@best-20 or NAME@VERSION; 'ffprune register' registers what a workspace has measured",
+            "write NAME@best, NAME@best-20, NAME@method-METHOD or NAME@VERSION; 'ffprune register' registers what a "
+            "workspace has measured",
         )
     versions = {str(v.version): v for v in store.client.search_model_versions(f"name = '{name}'")}
     aliases = aliases_of(store.client, name)
