@@ -67,6 +67,19 @@ def test_what_a_bank_lacks_is_made(view: ModelView, orders: list[Tensor], grams:
         assert torch.equal(half.at(index, 1, LIKE), full.at(index, 1, LIKE))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_lies_between_the_levels_of_a_bank_is_made_from_the_lower_one(
+    view: ModelView, orders: list[Tensor], grams: list[Tensor], dtype: torch.dtype
+) -> None:
+    bank = list(Levels(view, orders, grams, DAMPING).fill([[1] for _ in view.units], dtype))
+    between, whole = Levels(view, orders, grams, DAMPING, bank), Levels(view, orders, grams, DAMPING)
+    for index, unit in enumerate(view.units):
+        for kept in range(2, unit.granules):
+            found, expected = between.at(index, kept, LIKE), whole.at(index, kept, LIKE)
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(found, expected, rtol=0, atol=(1e-5 + torch.finfo(dtype).eps) * scale)
+
+
 def test_made_maps_are_reused_within_their_room(view: ModelView, orders: list[Tensor], grams: list[Tensor]) -> None:
     small, free = (Levels(view, orders, grams, DAMPING, cache_bytes=room) for room in (500, 1 << 30))
     first = free.at(1, 3, LIKE)

@@ -86,6 +86,8 @@ def test_one_factor_serves_every_prefix(shape: tuple[int, int, int, int], data: 
         assert found.shape == (d_out, k)
         # Lambda is relative to the whole diagonal, kept and removed, in both.
         torch.testing.assert_close(found.double(), repair(weight, xx, order[:k], damping), rtol=1e-3, atol=1e-4)
+        for j in range(1, k):
+            torch.testing.assert_close(ridge.extend(ridge.at(j), k), found, rtol=1e-3, atol=1e-4)
     assert torch.equal(ridge.at(n), weight[:, order].float())
 
 

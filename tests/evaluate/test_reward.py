@@ -135,6 +135,25 @@ def test_unlikely_words_are_lumped_together(pruned: Pruned, top: int) -> None:
     assert (found <= whole + 1e-5).all()
 
 
+def test_a_model_that_finds_all_likely_words_impossible_is_infinitely_far_from_none(pruned: Pruned) -> None:
+    teacher, windows = Teacher(2), WINDOWS[:2]
+    pruned.apply(pruned.dense)
+    model = pruned.view.model
+    for i in range(2):
+        teacher.learn(model, i, windows[i])
+    with torch.no_grad():
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(-3e5 * head.weight)  # its own: the embeddings may share the other
+    kl, nll = teacher.compare(model, [0, 1], windows, 2)
+    with torch.no_grad():
+        logits = model(input_ids=windows).logits[:, :-1].double()
+    expected = cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="none").view_as(nll)
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-3)
+    assert float(expected.max()) > 1000
+    assert torch.isfinite(kl).all()
+    assert float(kl.mean()) > 100
+
+
 def log_probabilities(pruned: Pruned, allocation: Allocation, windows: Tensor) -> Tensor:
     pruned.apply(allocation)
     model = copy_model(pruned.view.model).double()

@@ -21,8 +21,9 @@ there. Mapped from files, it costs no memory that the system could not take back
 class Levels:
     """The repaired last map of every unit at every level of one fixed order of granules (METHODS 7).
 
-    A level is looked up in the bank, then among those made, or brought to a device, before; else it is made. A unit is
-    factorised when the first of its levels must be made, so that a bank which has them all costs no factorisation.
+    A level is looked up in the bank, then among those made, or brought to a device, before; else it is made, from the
+    next lower one of the bank where there is one. A unit is factorised when the first of its levels must be made, so
+    that a bank which has them all costs no factorisation.
 
     Args:
         view: the dense model, in full precision; its last maps are kept.
@@ -69,7 +70,7 @@ class Levels:
             return banked
         key = index, kept
         if key not in self._made:
-            found = self.make(index, kept) if banked is None else banked
+            found = self._between(index, kept) if banked is None else banked
             self._made[key] = found.to(like.device, like.dtype)
             self._room -= self._made[key].nbytes
             while self._room < 0 and len(self._made) > 1:
@@ -77,17 +78,29 @@ class Levels:
         self._made.move_to_end(key)
         return self._made[key]
 
+    def _between(self, index: int, kept: int) -> Tensor:
+        """A level that the bank lacks, from the next lower one that it has; float32 on the CPU."""
+        lower = max((level for level in (self._bank[index] if self._bank else ()) if level < kept), default=None)
+        if lower is None or self._runs[index] > 1:
+            return self.make(index, kept)
+        assert self._bank is not None
+        (factor,) = self._factors_of(index)
+        return factor.extend(self._bank[index][lower].cpu(), kept * self._widths[index])
+
     def make(self, index: int, kept: int) -> Tensor:
         """Solve for one level, float32 ``[d_out, kept * width]`` on the CPU."""
-        if index not in self._factors:
-            self._factors[index] = self._factorise(index)
-        factors, runs = self._factors[index], self._runs[index]
+        factors, runs = self._factors_of(index), self._runs[index]
         columns = kept * self._widths[index] // len(factors)
         found = torch.cat([factor.at(columns) for factor in factors], 1)
         if len(factors) == runs:
             return found
         by_granule = found.view(len(found), kept, runs, -1)
         return by_granule.transpose(1, 2).flatten(1)  # run by run, as the model has them
+
+    def _factors_of(self, index: int) -> list[PrefixRidge]:
+        if index not in self._factors:
+            self._factors[index] = self._factorise(index)
+        return self._factors[index]
 
     def _factorise(self, index: int) -> list[PrefixRidge]:
         """One factor; or one a run, where the Gram has a block for each."""

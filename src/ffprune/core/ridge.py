@@ -88,3 +88,21 @@ class PrefixRidge:
             self.factor[:k, :k], self.product[:, :k], upper=False, left=False
         )
         return solved
+
+    def extend(self, below: Tensor, k: int) -> Tensor:
+        """:meth:`at`, from the repaired map of a shorter prefix.
+
+        X_1 L_11 = M_1 there; here X_2 L_22 = M_2 and X_1' = X_1 - X_2 L_21 L_11^-1: as many rows to solve for as
+        columns come, in place of d_out.
+
+        Args:
+            below: float ``[d_out, j]``, j < k.
+            k: columns that stay.
+
+        Returns:
+            float32 ``[d_out, k]``, as exact as ``below``.
+        """
+        j = below.shape[1]
+        corner = torch.linalg.solve_triangular(self.factor[j:k, j:k], self.product[:, j:k], upper=False, left=False)
+        back = torch.linalg.solve_triangular(self.factor[:j, :j], self.factor[j:k, :j], upper=False, left=False)
+        return torch.cat([torch.addmm(below.float(), corner, back, alpha=-1), corner], 1)

@@ -47,7 +47,7 @@ class Teacher:
         kept: list[tuple[Tensor, ...]] = []
 
         def keep(logits: Tensor, labels: Tensor, first: int) -> Tensor:
-            for _, _, shares in self._softmax.shares(logits):
+            for _, shares in self._softmax.shares(logits):
                 likely = shares.topk(min(self._top, shares.shape[1]), dim=1, sorted=False)
                 p = likely.values
                 rest = _rest(p)
@@ -77,15 +77,20 @@ class Teacher:
 
         def reduce(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, ...]:
             kl, own = [], []
-            for here, exact, own_shares in self._softmax.shares(logits):
-                rows = slice(first + here.start, first + here.stop)
+            for here, own_shares in self._softmax.shares(logits):
+                rows, exact = slice(first + here.start, first + here.stop), logits[here]
                 likely = words[rows].long()
-                # The likeliest of these words has a share whose logarithm is exact; the others' might underflow.
-                q, known = own_shares.gather(1, likely), exact.gather(1, likely)
-                total = (known.amax(1) - q.amax(1).log())[:, None]
-                crossed = torch.linalg.vecdot(shares[rows], known - total) + others[rows] * _rest(q).log()
+                known = exact.gather(1, likely).float()
+                # Of these words' shares the largest has an exact logarithm; only a broken model's underflows.
+                top, place = known.max(1, keepdim=True)
+                share = own_shares.gather(1, likely.gather(1, place))
+                total = top - share.log()
+                lost = share[:, 0] < torch.finfo(share.dtype).tiny
+                total[lost] = exact[lost].float().logsumexp(1, keepdim=True)
+                known -= total
+                crossed = torch.linalg.vecdot(shares[rows], known) + others[rows] * _rest(known.exp()).log()
                 kl.append(certain[rows] - crossed)
-                own.append((total - exact.gather(1, labels[here, None]))[:, 0])
+                own.append((total - exact.gather(1, labels[here, None]).float())[:, 0])
             return torch.cat(kl), torch.cat(own)
 
         kl, own = reduce_logits(model, windows, batch_size, reduce)
