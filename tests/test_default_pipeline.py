@@ -22,7 +22,6 @@ SMALL: dict[str, Any] = {
     "search.guide.imagined": 128,
     "search.guide.batch": 4,
     "search.guide.proposals": 1,
-    "transfer.episodes": 4,
     "prune.policies": ["uniform", "searched"],
     "ridge.repairs": {"ridge": ["uniform", "searched"], "stream": ["searched"]},
     "ridge.stream.windows": 16,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,23 @@ def test_another_sparsity_begins_with_what_was_learnt(found: GuidedResult) -> No
     assert bandit.loss(second.best.allocation) < optimum * 1.1
     assert bandit.loss(second.best.allocation) <= bandit.loss(alone.best.allocation) + 1e-9
     assert len(second.agent["trials.loss"]) == len(found.episodes) + len(second.episodes)
+
+
+def test_a_transfer_without_trials_compares_the_best_start_the_model_and_the_agent(found: GuidedResult) -> None:
+    bandit = Bandit(WEIGHTS)
+    known = problem(bandit, 0.35)
+    # The model has learnt which units matter; a policy that spares the others is no match.
+    inverse = [curve / weight for weight, curve in zip(WEIGHTS, CURVES, strict=True)]
+    bad = dynamic_programming(UNITS, inverse, 0.35, BOUNDS, 1)
+    world = replace(known, starts={"bad": bad, **known.starts})
+    second = guided(world, CURVES, GUIDANCE, SMALL, FLAT, 0, 2, 0, Memory(), lambda episode: None, found.agent)
+    assert second.episodes == []
+    assert second.start is None
+    assert "bad" not in {candidate.name for candidate in second.candidates}
+    assert bandit.loss(second.best.allocation) < bandit.loss(known.starts["dynamic programming"])
+    assert torch.equal(second.agent["trials.loss"], found.agent["trials.loss"])
+    alone = guided(world, CURVES, GUIDANCE, SMALL, FLAT, 0, 2, 0, Memory(), lambda episode: None)
+    assert {"bad", "dynamic programming"} <= {candidate.name for candidate in alone.candidates}
 
 
 def test_bounds_narrow_the_range() -> None:

@@ -114,7 +114,7 @@ def guided(
             on_episode(log[-1])
         store.save(agent.state(), log, ())
 
-    found = [*problem.starts.items(), ("model of the loss", _best(problem, surrogate, problem.sparsity))]
+    found = [*_starts(problem, surrogate, earlier), ("model of the loss", _best(problem, surrogate, problem.sparsity))]
     if log or trained is not None:  # else the agent has learnt nothing
         found.append(("agent", world.allocate(agent.scores(problem.sparsity), problem.sparsity)))
     if log:
@@ -127,13 +127,22 @@ def guided(
     return GuidedResult(
         best=candidates[0],
         candidates=candidates,
-        start=next(iter(problem.starts), None),
+        start=next(iter(problem.starts), None) if trained is None else None,
         episodes=log,
         agent=agent.weights() | earlier.tensors(log),
         imagined=world.episode,
         front=grid,
         predicted={s: (float(m), float(d)) for s, m, d in zip(grid, means, deviations, strict=True)},
     )
+
+
+def _starts(problem: Problem, surrogate: Surrogate, earlier: _Trials) -> list[tuple[str, Allocation]]:
+    """The starts to compare: all; behind an earlier search, which compared them, the one that its model likes best."""
+    starts = list(problem.starts.items())
+    if not starts or not len(earlier.loss):
+        return starts
+    means, _ = surrogate.predict([allocation.kept for _, allocation in starts])
+    return [starts[int(means.argmin())]]
 
 
 def _plan(problem: Problem, curves: Sequence[Floats], sparsity: float) -> Allocation:

@@ -88,7 +88,7 @@ def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
         find: Callable[..., SearchResult] = partial(search, problem)
         if params.agent == "guided":
             find = partial(guided, problem, _curves(ctx), params.guide.guidance())
-        preset, schedule = PRESETS[params.agent], task.schedule.scaled(task.episodes)
+        preset, schedule = PRESETS[params.agent], task.schedule.scaled(max(1, task.episodes))
         found = find(preset, schedule, task.episodes, params.finalists, ctx.params.seed, store, show, task.trained)
     return found, budget
 
@@ -156,7 +156,7 @@ def write_result(
         },
     )
     artifacts.write_tensors(ctx.path(agent), found.agent)
-    artifacts.write_csv(ctx.path(episodes), [_episode_row(episode) for episode in found.episodes])
+    artifacts.write_csv(ctx.path(episodes), [_episode_row(episode) for episode in found.episodes], _EPISODE)
     ctx.log_metrics(
         {
             "best_perplexity": best.outcome.perplexity,
@@ -196,6 +196,10 @@ def _candidate_row(candidate: Candidate) -> dict[str, Any]:
         "loss": outcome.loss if outcome.finite else None,
         "tokens": outcome.tokens,
     }
+
+
+_EPISODE = ("episode", "sparsity_target", "sparsity", "samples", "reward", "loss", "perplexity", "dense_perplexity")
+"""Columns of a table of trials, which a transfer may have none of."""
 
 
 def _episode_row(episode: Episode) -> dict[str, Any]:

@@ -229,7 +229,7 @@ class Transfer(Section):
     """Policy transfer to the next sparsity."""
 
     sparsity: float = Field(ge=0, lt=1)
-    episodes: int = Field(ge=1)
+    episodes: int = Field(ge=0)
     schedule: ScheduleParams
 
 

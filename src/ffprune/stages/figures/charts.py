@@ -44,8 +44,9 @@ def policy(
 
 
 def episodes(searches: Mapping[str, Sequence[Mapping[str, str]]]) -> Chart:
-    """Reward and perplexity of every trial, one column a search; a line joins the means of the updates."""
+    """Reward and perplexity of every trial, one column a search that had any; a line joins the means of the updates."""
     panels = []
+    searches = {name: rows for name, rows in searches.items() if rows} or searches
     for key in ("reward", "perplexity"):
         for name, rows in searches.items():
             finite = [row for row in rows if row["perplexity"] != ""]
