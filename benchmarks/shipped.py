@@ -3,9 +3,10 @@
 Policies are those of dynamic programming over the project's loss curves, at 20, 30 and 50% of the parameters. The gain
 in prefill is told as a share of the multiply-adds that went: 1 is a model that is faster by all that was taken out of
 it. A model of 1.2 billion random weights stands for larger ones. FFN widths in multiples of several numbers, at 30%,
-say what round widths are worth and what they cost in loss. GGUF files run in llama.cpp, compiled for any processor.
+say what round widths are worth and what they cost in loss; a fifth of each budget, what it takes off a prefill. GGUF
+files run in llama.cpp, compiled for any processor.
 
-    python benchmarks/shipped.py [--project FOLDER] [speed] [large] [loading] [gguf]
+    python benchmarks/shipped.py [--project FOLDER] [speed] [large] [budgets] [loading] [gguf]
 
 It needs what `make run` makes up to the stage sensitivity; without it says so and ends. A quarter of an hour or more.
 Parts that are not named keep their figures.
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,12 +40,14 @@ from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.uniform import uniform
 from ffprune.core.budget import Bounds
 from ffprune.core.units import Allocation
+from ffprune.evaluate.latency import Probe, block_latencies
 from ffprune.evaluate.speed import Speed, measure
 from ffprune.export.gguf import write_gguf
 from ffprune.models.checkpoint import load_model, load_tokenizer, save_model
 from ffprune.models.surgery import light_copy, slice_model
 from ffprune.models.view import ModelView
 from ffprune.stages.artifacts import read_json
+from ffprune.stages.budget import BUDGETS, Budget
 from ffprune.stages.environment import keep_memory
 from ffprune.stages.params import load_params
 from ffprune.stages.plan import meta_model
@@ -123,6 +127,31 @@ def large(project: Path) -> list[dict[str, Any]]:
         setting = f"bfloat16, {torch.get_num_threads()} threads, shape of Llama 3.2 1B, {name}"
         rows += _rows(f"1b_{name}", found[name], 1 - macs(models[name]) / macs(dense), setting)
     return rows
+
+
+def budgets(project: Path) -> list[dict[str, Any]]:
+    """A fifth of the parameters, of the multiply-adds and of the latency: what of a prefill that takes away."""
+    losses, widths = read_losses(project), load_params(project / "params.yaml").latency.widths
+    dense = load_model(project / DENSE, torch.bfloat16)
+    table = block_latencies(
+        ModelView(light_copy(dense)), Probe("prefill", PREFILL, 1, widths, ROUNDS), lambda done, total: None
+    )
+    facts = {"context": (PREFILL + 1) // 2, "latency": {"times": [asdict(times) for times in table.times]}}
+    models, told = {"dense": dense}, {}
+    for name in BUDGETS:
+        budget = Budget.on(ModelView(dense), facts | {"name": name})
+        policy = dynamic_programming(budget.units, losses, SPARSITIES[0], Bounds(0.05, 1.0), STEP)
+        loss = sum(float(curve[kept]) for curve, kept in zip(losses, policy.kept, strict=True))
+        models[name], told[name] = pruned(dense, policy), budget.removed(policy) | {"predicted_loss": loss}
+    found = measure(models, PREFILL, DECODE, repeats=ROUNDS)
+    rows = []
+    for name, shares in told.items():
+        setting = f"bfloat16, {torch.get_num_threads()} threads, {SPARSITIES[0]:.0%} of {name}, prefill of {PREFILL}"
+        saved = [1 - 1 / ratio for ratio in found[name].prefill_ratios]
+        rows.append(row(f"time_saved_by_{name}", saved, "report", f"{setting}, {ROUNDS} rounds in turns"))
+        rows += [row(f"{what}_by_{name}", [share], "report", setting) for what, share in shares.items()]
+    whole = table.sum_milliseconds / table.dense_milliseconds
+    return [*rows, row("table_over_dense_layers", [whole], 1.0, f"{ROUNDS} rounds, {widths} widths")]
 
 
 def read_losses(project: Path) -> list[Any]:
@@ -249,6 +278,7 @@ def _load(folder: Path) -> int:
 PARTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "speed": speed,
     "large": large,
+    "budgets": budgets,
     "loading": loading,
     "gguf": gguf,
 }
