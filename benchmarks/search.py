@@ -90,7 +90,7 @@ class Bench:
         fisher = params.sensitivity.fisher
         self.evidence_tokens = 3 * fisher.windows * fisher.seqlen
         orders = read_orders(view, root / ORDER, repaired=True)
-        levels = read_levels(view, orders, lambda name: root / name, params.levels.damping)
+        levels = read_levels(view, orders, lambda name: root / name, params.levels.damping, STEP)
         self.plan: Plan = prepare(view, orders, levels, DTYPES[params.compute.dtype])
         self.units = view.units
         self.windows = windows

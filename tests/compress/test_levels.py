@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ffprune.compress.levels import Levels, levels_within
+from ffprune.compress.levels import Bank, Levels, levels_within
 from ffprune.core.ridge import repair
 from ffprune.models.view import ModelView, granule_indices
 from tests.oracles.calibration import collect
@@ -68,16 +68,23 @@ def test_what_a_bank_lacks_is_made(view: ModelView, orders: list[Tensor], grams:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_lies_between_the_levels_of_a_bank_is_made_from_the_lower_one(
+def test_what_lies_between_two_steps_is_made_from_the_lower_one_and_a_bank_changes_no_map(
     view: ModelView, orders: list[Tensor], grams: list[Tensor], dtype: torch.dtype
 ) -> None:
-    bank = list(Levels(view, orders, grams, DAMPING).fill([[1] for _ in view.units], dtype))
-    between, whole = Levels(view, orders, grams, DAMPING, bank), Levels(view, orders, grams, DAMPING)
+    def levels(bank: Bank | None, step: int) -> Levels:
+        return Levels(view, orders, grams, DAMPING, bank, step)
+
+    like = LIKE.to(dtype)
+    bank = list(levels(None, 1).fill([[3, 6] for _ in view.units], dtype))
+    some = list(levels(None, 1).fill([[6] for _ in view.units], dtype))
+    found = [levels(given, 3) for given in (bank, some, None)]
     for index, unit in enumerate(view.units):
-        for kept in range(2, unit.granules):
-            found, expected = between.at(index, kept, LIKE), whole.at(index, kept, LIKE)
+        for kept in range(1, unit.granules):
+            first, *others = (one.at(index, kept, like) for one in found)
+            assert all(torch.equal(first, other) for other in others)
+            expected = levels(None, 1).at(index, kept, LIKE)
             scale = float(expected.abs().max())
-            torch.testing.assert_close(found, expected, rtol=0, atol=(1e-5 + torch.finfo(dtype).eps) * scale)
+            torch.testing.assert_close(first.float(), expected, rtol=0, atol=(1e-5 + torch.finfo(dtype).eps) * scale)
 
 
 def test_made_maps_are_reused_within_their_room(view: ModelView, orders: list[Tensor], grams: list[Tensor]) -> None:

@@ -21,9 +21,10 @@ there. Mapped from files, it costs no memory that the system could not take back
 class Levels:
     """The repaired last map of every unit at every level of one fixed order of granules (METHODS 7).
 
-    A level is looked up in the bank, then among those made, or brought to a device, before; else it is made, from the
-    next lower one of the bank where there is one. A unit is factorised when the first of its levels must be made, so
-    that a bank which has them all costs no factorisation.
+    A level is looked up in the bank, then among those made, or brought to a device, before; else it is made. One
+    between two multiples of ``step`` is made from the lower one, whether the bank has that or not: a bank changes no
+    map. A unit is factorised when the first of its levels must be made, so that a bank which has them all costs no
+    factorisation.
 
     Args:
         view: the dense model, in full precision; its last maps are kept.
@@ -32,6 +33,7 @@ class Levels:
             when the unit is factorised.
         damping: lambda relative to mean diag of the Gram.
         bank: levels made earlier, with the same arguments; None for none.
+        step: FFN channels that most policies go by (``search.step``); 1: every level is solved for by itself.
         cache_bytes: how much of the maps made or moved here to keep; the least recently used go first.
     """
 
@@ -42,6 +44,7 @@ class Levels:
         grams: Sequence[Tensor],
         damping: float,
         bank: Bank | None = None,
+        step: int = 1,
         cache_bytes: int = 1 << 30,
     ) -> None:
         parts = [view.unit_linears(index) for index in range(len(view.units))]
@@ -49,6 +52,7 @@ class Levels:
         self._weights = [part.last.weight.detach().to("cpu", copy=True) for part in parts]
         self._widths = [part.width[part.last_role] for part in parts]
         self._runs = [part.runs for part in parts]
+        self._steps = [step if unit.kind == "ffn" else 1 for unit in view.units]
         self._orders, self._grams, self._damping, self._bank = orders, grams, damping, bank
         self._factors: dict[int, list[PrefixRidge]] = {}
         self._made: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
@@ -70,7 +74,7 @@ class Levels:
             return banked
         key = index, kept
         if key not in self._made:
-            found = self._between(index, kept) if banked is None else banked
+            found = self._new(index, kept, like) if banked is None else banked
             self._made[key] = found.to(like.device, like.dtype)
             self._room -= self._made[key].nbytes
             while self._room < 0 and len(self._made) > 1:
@@ -78,14 +82,14 @@ class Levels:
         self._made.move_to_end(key)
         return self._made[key]
 
-    def _between(self, index: int, kept: int) -> Tensor:
-        """A level that the bank lacks, from the next lower one that it has; float32 on the CPU."""
-        lower = max((level for level in (self._bank[index] if self._bank else ()) if level < kept), default=None)
-        if lower is None or self._runs[index] > 1:
+    def _new(self, index: int, kept: int, like: Tensor) -> Tensor:
+        """A level that the bank lacks, float32 on the CPU."""
+        step = self._steps[index]
+        below = kept // step * step
+        if below in (0, kept) or self._runs[index] > 1:
             return self.make(index, kept)
-        assert self._bank is not None
         (factor,) = self._factors_of(index)
-        return factor.extend(self._bank[index][lower].cpu(), kept * self._widths[index])
+        return factor.extend(self.at(index, below, like).cpu(), kept * self._widths[index])
 
     def make(self, index: int, kept: int) -> Tensor:
         """Solve for one level, float32 ``[d_out, kept * width]`` on the CPU."""

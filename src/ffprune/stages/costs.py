@@ -220,18 +220,22 @@ def _search(shape: _Shape, params: Params, stage: str, episodes: int) -> Cost:
     batch = min(given.batch_size, max(given.samples, given.final_samples)) * given.seqlen
     numbers = shape.whole + shape.prunable + shape.activations(batch) + shape.logits
     teacher = 8 * _LIKELY * given.seqlen * (given.final_samples + given.samples)
-    # Levels that the bank lacks: Grams read, and factors kept.
-    factors = 2 * shape.grams + 2 * shape.maps
-    trying = LIBRARIES + shape.size * numbers + shape.bank + teacher + factors
+    # The starts, the model's, the agent's and the best trials' policies, at most; those that fall behind read less.
+    candidates = 3 + 2 + given.finalists if episodes else 3
+    tried = episodes + candidates
+    bank = min(shape.bank, tried * shape.size * shape.maps / 4)
+    # Levels that the bank lacks, one a policy: Grams read, and factors kept.
+    share = min(1.0, tried / len(shape.lasts))
+    factors = share * (2 * shape.grams + 2 * shape.maps)
+    trying = LIBRARIES + shape.size * numbers + bank + teacher + factors
     working = shape.size * (shape.activations(batch) + shape.logits)
     ordered = 0 if shape.in_turn else shape.size * shape.prunable
-    # At most: candidates that fall behind read less.
-    compared = (3 + 2 + given.finalists) * given.final_samples + given.final_samples
+    compared = (1 + candidates) * given.final_samples
     return Cost(
         stage,
         LEARNING + shape.maps + max(shape.loaded(4), trying),
         0,
-        shape.bank + shape.grams,
+        bank + share * shape.grams,
         max(shape.held(4), shape.held(shape.size) + ordered + working),
         products=shape.forward((episodes * given.samples + compared) * given.seqlen),
     )

@@ -33,7 +33,9 @@ def run(ctx: StageContext) -> None:
     ctx.log_metrics({"levels": sum(map(len, levels)), "step": step, "gigabytes": written / 1e9})
 
 
-def read_levels(view: ModelView, orders: Sequence[Tensor], at: Callable[[str], Path], damping: float) -> Levels:
+def read_levels(
+    view: ModelView, orders: Sequence[Tensor], at: Callable[[str], Path], damping: float, step: int
+) -> Levels:
     """The repaired last maps of every unit at any retention; those in the bank are mapped, not read.
 
     Args:
@@ -41,11 +43,12 @@ def read_levels(view: ModelView, orders: Sequence[Tensor], at: Callable[[str], P
         orders: per unit, that the bank was made with.
         at: where a file of the project is.
         damping: that the bank was made with.
+        step: FFN channels that policies go by.
     """
     files = [_file(artifacts.require(at(LEVELS)), unit) for unit in view.units]
     bank = [artifacts.read_tensors(file) if file.exists() else {} for file in files]
     named = [{int(kept): map for kept, map in maps.items()} for maps in bank]
-    return Levels(view, orders, read_grams(view, at(GRAMS)), damping, named)
+    return Levels(view, orders, read_grams(view, at(GRAMS)), damping, named, step)
 
 
 def _file(folder: Path, unit: Unit) -> Path:

@@ -24,6 +24,7 @@ def search_reward(ctx: StageContext) -> ModelReward:
     windows = validation_windows(ctx, params.seqlen, "search.seqlen")
     view = dense_view(ctx, DTYPES["float32"])
     orders = read_orders(view, ctx.path(ORDER), params.compensated)
-    levels = read_levels(view, orders, ctx.path, ctx.params.levels.damping) if params.compensated else None
+    damping = ctx.params.levels.damping
+    levels = read_levels(view, orders, ctx.path, damping, params.step) if params.compensated else None
     plan = prepare(view, orders, levels, DTYPES[compute.dtype])
     return trial_reward(plan, view.units, windows, params.reward, params, ctx.params.seed)
