@@ -244,6 +244,85 @@ def test_names_of_tensors_are_checked(tmp_path) -> None:
         check_gguf(path)
 
 
+def unsealed(path: Path, case: str = "biases") -> Path:
+    """A file whose checksum nobody finds: all else must be found out without it."""
+    file = written(path, case=case)
+    file.write_bytes(file.read_bytes().replace(b"ffprune.sha256", b"ffprune.sha255"))
+    assert not check_gguf(file).sealed
+    return file
+
+
+def stored(name: str) -> bytes:
+    """A name as the file has it, behind its length."""
+    return struct.pack("<Q", len(name)) + name.encode()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("blk.0.attn_q.bias", "blk.9.attn_q.bias", r"blk.0.attn_q.bias should be \[64\] and is missing"),
+        ("blk.3.ffn_down.bias", "blk.3.ffn_down.bins", "blk.3.ffn_down.bias should be .* missing"),
+        ("output.weight", "outpux.weight", "a tensor 'outpux.weight'"),
+    ],
+)
+def test_names_are_checked_without_a_checksum(before, after, said, tmp_path) -> None:
+    path = unsealed(tmp_path)
+    data = path.read_bytes()
+    assert data.count(stored(before)) == 1
+    path.write_bytes(data.replace(stored(before), stored(after)))
+    with pytest.raises(CorruptModel, match=said):
+        check_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("biases", "output.weight"),
+        ("biases", "blk.1.attn_k.bias"),
+        ("biases", "blk.2.ffn_up.bias"),
+        ("biases", "blk.2.ffn_norm.weight"),
+        ("llama3 positions", "rope_freqs.weight"),
+    ],
+)
+def test_all_shapes_are_checked_without_a_checksum(case, name, tmp_path) -> None:
+    path = unsealed(tmp_path, case)
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == name)
+    data = bytearray(path.read_bytes())
+    # The name, the number of dimensions (4 bytes), the dimensions (8 bytes each).
+    place = data.find(stored(name)) + len(stored(name)) + 4
+    assert struct.unpack_from("<Q", data, place) == (tensor.shape[0],)
+    struct.pack_into("<Q", data, place, int(tensor.shape[0]) - 1)
+    path.write_bytes(data)
+    with pytest.raises(CorruptModel, match=f"{name} should be"):
+        check_gguf(path)
+
+
+def test_bytes_of_no_tensor_are_found_out_without_a_checksum(tmp_path) -> None:
+    path = unsealed(tmp_path)
+    data = path.read_bytes()
+    for extra in (1, 64):
+        path.write_bytes(data + bytes(extra))
+        with pytest.raises(CorruptModel, match=rf"ends at byte \d+, and it has {len(data) + extra} bytes"):
+            check_gguf(path)
+    second = gguf.GGUFReader(path).tensors[1]
+    begins = struct.pack("<Q", second.data_offset - gguf.GGUFReader(path).data_offset)
+    place = data.find(stored(second.name)) + len(stored(second.name)) + 4 + 8 * len(second.shape) + 4
+    assert data[place : place + 8] == begins
+    path.write_bytes(data[:place] + bytes(8) + data[place + 8 :])
+    with pytest.raises(CorruptModel, match=f"{second.name} should begin at byte"):
+        check_gguf(path)
+
+
+def test_a_number_of_layers_beyond_all_tensors_is_refused(tmp_path) -> None:
+    path = unsealed(tmp_path)
+    key = b"deci.block_count"
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.find(key) + len(key) + 4, 2**31)
+    path.write_bytes(data)
+    with pytest.raises(CorruptModel, match="block_count tells of 2147483648 layers"):
+        check_gguf(path)
+
+
 def test_numbers_that_changed_are_found_out(tmp_path) -> None:
     path = written(tmp_path)
     assert check_gguf(path).sealed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import gguf
 from ffprune.core.errors import MissingInput
 from ffprune.export.gguf_seal import check_seal
 from ffprune.models.weights import CorruptModel
+
+_BIAS = re.compile(r"blk\.\d+\.(\w+)\.bias")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Contents:
 
 
 def check_gguf(path: Path) -> Contents:
-    """Check that a file of a Llama is whole and that every layer has the widths its metadata tell.
+    """Check that a file of a Llama is whole: the tensors that its metadata tell of, as wide as they say, and no more.
 
     Raises:
         MissingInput: there is no such file.
@@ -52,7 +55,7 @@ def check_gguf(path: Path) -> Contents:
         raise MissingInput(f"{path} was to be read", "there is no such file", "name a GGUF file")
     try:
         reader = gguf.GGUFReader(path)
-        heads, groups, channels = _check(reader)
+        heads, groups, channels = _check(reader, path.stat().st_size)
         return Contents(
             reader.fields["general.architecture"].contents(),
             dict(Counter(tensor.tensor_type.name for tensor in reader.tensors)),
@@ -70,8 +73,8 @@ def check_gguf(path: Path) -> Contents:
         ) from error
 
 
-def _check(reader: gguf.GGUFReader) -> list[list[int]]:
-    """Query heads, key/value heads and channels of every layer, compared with the tensors."""
+def _check(reader: gguf.GGUFReader, size: int) -> list[list[int]]:
+    """Query heads, key/value heads and channels of every layer, compared with the tensors; and these with the file."""
     arch = reader.fields["general.architecture"].contents()
 
     def told(key: str) -> Any:
@@ -79,8 +82,8 @@ def _check(reader: gguf.GGUFReader) -> list[list[int]]:
 
     blocks, head, hidden = told("block_count"), told("attention.key_length"), told("embedding_length")
     found = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}
-    tokens = len(reader.fields["tokenizer.ggml.tokens"].data)
-    expected = {"token_embd.weight": [hidden, tokens], "output_norm.weight": [hidden]}
+    if not 0 < blocks <= len(found):  # before anything is made for every layer
+        raise ValueError(f"block_count tells of {blocks} layers, and there are {len(found)} tensors")
     per_layer = {
         key: value if isinstance(value := told(key), list) else [value] * blocks
         for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
@@ -88,25 +91,42 @@ def _check(reader: gguf.GGUFReader) -> list[list[int]]:
     for key, counts in per_layer.items():
         if len(counts) != blocks:
             raise ValueError(f"{key} tells of {len(counts)} layers, block_count of {blocks}")
+    embedding = [hidden, len(reader.fields["tokenizer.ggml.tokens"].data)]
+    expected = {"token_embd.weight": embedding, "output_norm.weight": [hidden]}
+    # An untied head, and rotary frequencies that are scaled.
+    optional = {"output.weight": embedding, "rope_freqs.weight": [head // 2]}
+    expected |= {name: shape for name, shape in optional.items() if name in found}
+    # A linear has a bias in all layers, or in none.
+    biased = {match[1] for name in found if (match := _BIAS.fullmatch(name))}
     for layer, (query, groups, channels) in enumerate(zip(*per_layer.values(), strict=True)):
-        expected |= {
-            f"blk.{layer}.{name}.weight": shape
-            for name, shape in {
-                "attn_norm": [hidden],
-                "ffn_norm": [hidden],
-                "attn_q": [hidden, query * head],
-                "attn_k": [hidden, groups * head],
-                "attn_v": [hidden, groups * head],
-                "attn_output": [query * head, hidden],
-                "ffn_gate": [hidden, channels],
-                "ffn_up": [hidden, channels],
-                "ffn_down": [channels, hidden],
-            }.items()
+        linears = {
+            "attn_q": [hidden, query * head],
+            "attn_k": [hidden, groups * head],
+            "attn_v": [hidden, groups * head],
+            "attn_output": [query * head, hidden],
+            "ffn_gate": [hidden, channels],
+            "ffn_up": [hidden, channels],
+            "ffn_down": [channels, hidden],
         }
+        weights = {"attn_norm": [hidden], "ffn_norm": [hidden], **linears}
+        expected |= {f"blk.{layer}.{name}.weight": shape for name, shape in weights.items()}
+        expected |= {f"blk.{layer}.{name}.bias": shape[1:] for name, shape in linears.items() if name in biased}
     for name, shape in expected.items():
         if found.get(name) != shape:
             raise ValueError(f"{name} should be {shape} and is {found.get(name, 'missing')}")
-    optional = {"output.weight", "rope_freqs.weight"}
-    if strange := [name for name in found if name not in {*expected, *optional} and not name.endswith(".bias")]:
+    if strange := [name for name in found if name not in expected]:
         raise ValueError(f"it has a tensor {strange[0]!r}")
+    _check_places(reader, size)
     return list(per_layer.values())
+
+
+def _check_places(reader: gguf.GGUFReader, size: int) -> None:
+    """Refuse bytes that belong to no tensor: each begins where the one before ends, and the file ends with the last."""
+    end = place = reader.data_offset
+    for tensor in reader.tensors:
+        if tensor.data_offset != place:
+            raise ValueError(f"{tensor.name} should begin at byte {place} and begins at {tensor.data_offset}")
+        end = place + int(tensor.n_bytes)
+        place = -(-end // reader.alignment) * reader.alignment
+    if size not in (end, place):  # some programs fill up the last one too, as we do
+        raise ValueError(f"its last tensor ends at byte {end}, and it has {size} bytes")
