@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ffprune import cli
+from ffprune.stages.artifacts import atomic_dir
 from ffprune.stages.record import ENTRIES, STAGES
 from tests.tiny import llama, mixtral
 from tests.toy import REPO
@@ -121,6 +123,50 @@ def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("ffprune.stages.table.print_table", interrupted)
     assert run_cli(monkeypatch, "table") == 130
+
+
+WRITING = """
+import sys, time, types
+from pathlib import Path
+from ffprune import cli
+from ffprune.stages.artifacts import atomic_dir, atomic_file
+def export_model(folder, out, *rest):
+    with atomic_dir(out) as place, atomic_file(out.with_suffix(".file")):
+        (place / "half").write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
+sys.modules["ffprune.stages.export"] = types.SimpleNamespace(export_model=export_model)
+sys.argv = ["ffprune", "export", "model", sys.argv[1], "--to", "hf"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_export_that_is_ended_leaves_nothing_for_long(number: signal.Signals, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITING, out],
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert len(list(tmp_path.iterdir())) == 2
+        process.send_signal(number)
+        assert process.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
+    assert bool(list(tmp_path.iterdir())) == (number == signal.SIGKILL)
+    with atomic_dir(out):
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_sigterm_stays_with_whoever_handles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert run_cli(monkeypatch, "--help") == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 
 from ffprune.core.errors import FfpruneError
 from ffprune.stages.environment import quieten
-from ffprune.stages.lifeline import die_with_parent, hasten_exit
+from ffprune.stages.lifeline import die_with_parent, hasten_exit, leave_on_sigterm
 from ffprune.stages.record import ENTRIES, STAGES, Stage
 
 # Everything heavy is imported inside the commands: `ffprune --help` answers at once.
@@ -304,9 +305,14 @@ for _stage in ENTRIES:
 
 
 def main() -> None:
-    """Run a command; a refusal is one message and its status, an unexpected error keeps its traceback."""
+    """Run a command; a refusal is one message and its status, an unexpected error keeps its traceback.
+
+    SIGTERM ends a command as Ctrl-C does, with what it was writing cleared away; the status is then 143.
+    """
     quieten()
     atexit.register(hasten_exit)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # else whoever started it has a reason
+        leave_on_sigterm()
     try:
         app()
     except FfpruneError as error:

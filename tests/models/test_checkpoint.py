@@ -244,7 +244,7 @@ def test_a_failed_swap_puts_the_earlier_output_back(model, folder, monkeypatch):
     replace = Path.replace
 
     def fail_into_place(self, target):
-        if self.name.endswith(".partial"):
+        if self.name.endswith(".ffprune"):
             raise OSError("cannot rename")
         return replace(self, target)
 

@@ -26,7 +26,7 @@ from ffprune.stages.record import METHOD
 from tests.stages.made_up import result
 from tests.stages.tiny_project import defaults, write_sources
 from tests.tiny import llama
-from tests.toy import REPO, isolate
+from tests.toy import REPO, isolate, wait_until
 
 
 @pytest.fixture
@@ -187,3 +187,30 @@ def test_a_table_is_made_once_and_shown_again(
     assert shown.returncode == 0, shown.stderr
     assert "Unstructured, 50% sparsity" in shown.stdout
     assert not (project / "studies" / "tiny" / "mlruns").exists()
+
+
+FLOW = """#!/bin/sh
+trap 'echo ended > ended; exit 143' TERM
+touch began
+while :; do sleep 0.1; done
+"""
+RUNNING = """
+import sys
+from pathlib import Path
+from ffprune.stages import study
+from ffprune.stages.lifeline import leave_on_sigterm
+leave_on_sigterm()
+sys.executable = sys.argv[1]
+study._run(Path.cwd(), "a run", 1, 1, [])
+"""
+
+
+def test_a_run_that_is_terminated_lets_its_flow_end_in_order(tmp_path: Path) -> None:
+    flow = tmp_path / "flow"
+    flow.write_text(FLOW)
+    flow.chmod(0o755)
+    with subprocess.Popen([sys.executable, "-c", RUNNING, flow], cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        assert wait_until(lambda: (tmp_path / "began").exists(), 60)
+        process.terminate()
+        assert process.wait(20) == 143
+    assert (tmp_path / "ended").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from ffprune.models.layer_config import (
 from ffprune.models.modeling_pruned import channels, narrow
 from ffprune.models.onload import Onload
 from ffprune.models.pretrained import is_ours, name_code, write_code
+from ffprune.models.temporary import replacing
 from ffprune.models.view import Heads, ModelView
 from ffprune.models.weights import CorruptModel, fill, placement, weight_files
 
@@ -78,7 +78,7 @@ def save_model(
     # What will be written, without its numbers.
     shapes = {name: _as_written(tensor(), dtype) for name, tensor in tensors.items()}
     plan = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_size)
-    with _refusing_full_disk(path, sum(t.nbytes for t in shapes.values())), _replacing(path) as folder:
+    with _refusing_full_disk(path, sum(t.nbytes for t in shapes.values())), replacing(path) as folder:
         with quiet_transformers():
             config.save_pretrained(folder)
         for file, names in plan.filename_to_tensors.items():
@@ -313,29 +313,6 @@ def _bad_config(file: Path, error: Exception) -> CorruptModel:
         "It must be JSON with the settings that transformers knows for its model_type",
         "Correct it, or fetch or write the folder again",
     )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """An empty sibling folder that takes the place of ``path`` when the block succeeds."""
-    partial, previous = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("partial", "previous"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if not path.exists():
-            partial.replace(path)
-            return
-        # A folder cannot be renamed onto a full one: the old one steps aside, and back if need be.
-        path.replace(previous)
-        try:
-            partial.replace(path)
-        except OSError:
-            previous.replace(path)
-            raise
-        shutil.rmtree(previous)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

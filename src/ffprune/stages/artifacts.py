@@ -1,4 +1,7 @@
-"""Files that are whole or absent: a write fills a temporary neighbour, which then replaces the target."""
+"""Files that are whole or absent: a write fills a temporary neighbour, which then replaces the target.
+
+What a killed process left of such a write is removed by the next one in the same folder.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffprune.core.errors import DiskFull, MissingInput, UnsafeFile
+from ffprune.models.temporary import neighbour, remove_leftovers, replacing
 from ffprune.stages.record import maker_of
 
 if TYPE_CHECKING:
@@ -114,13 +117,13 @@ def read_metadata(path: Path) -> dict[str, str]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """A new file to write: it replaces ``path`` when the block ends, vanishes when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    remove_leftovers(path.parent)
+    temporary = neighbour(path)
     try:
         with _teaching_disk_full(path):
+            temporary.touch(0o600, exist_ok=False)
             yield temporary
-        # mkstemp makes private files; outputs are shared through a team's cache.
+        # Private while it is written; outputs are shared through a team's cache.
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
@@ -131,20 +134,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """A new folder to build in: it replaces ``path`` when the block ends, vanishes when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    built = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    built.chmod(0o755)
-    try:
+    with replacing(path) as built:
+        built.chmod(0o755)
         with _teaching_disk_full(path):
             yield built
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.replace(old / path.name)
-            built.replace(path)
-            shutil.rmtree(old)
-        else:
-            built.replace(path)
-    finally:
-        shutil.rmtree(built, ignore_errors=True)
 
 
 def require(path: Path) -> Path:

@@ -164,7 +164,16 @@ def _run(
     print(f"{what}; {cost}", flush=True)
     stages = [*(METHOD.of(key).name for key in recipes), *besides]
     words = [sys.executable, "-m", "ffprune", "run", "--workers", str(workers), *stages]
-    return subprocess.run(words, cwd=folder, check=False).returncode == 0
+    with subprocess.Popen(words, cwd=folder) as flow:
+        try:
+            return flow.wait() == 0
+        except SystemExit:
+            # SIGTERM came to this process alone, as Ctrl-C does not: the flow ends its stages in order.
+            flow.terminate()
+            raise
+        except BaseException:
+            flow.kill()
+            raise
 
 
 def setting_of(folder: Path, study: str) -> Setting:
