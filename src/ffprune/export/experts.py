@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ffprune.core.errors import UnsupportedArchitecture
-from ffprune.models.checkpoint import read_config
+from ffprune.models.config_file import read_config
 from ffprune.models.families import family_of
 
 

@@ -13,11 +13,9 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -26,10 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ffprune.core.errors import DiskFull, MissingInput, ParameterError, UnsafeFile
-from ffprune.models import baichuan
+from ffprune.core.errors import DiskFull, MissingInput, ParameterError
+from ffprune.models.config_file import UNUSABLE, bad_settings, read_config, refusing, said_by
 from ffprune.models.experts import gather_experts, stored_parts
-from ffprune.models.families import family_named, family_of
+from ffprune.models.families import family_of
 from ffprune.models.fused import Parts
 from ffprune.models.layer_config import (
     quiet_transformers,
@@ -43,7 +41,9 @@ from ffprune.models.onload import Onload
 from ffprune.models.pretrained import is_ours, name_code, write_code
 from ffprune.models.temporary import replacing
 from ffprune.models.view import Heads, ModelView
-from ffprune.models.weights import CorruptModel, fill, placement, weight_files
+from ffprune.models.weights import CorruptModel, fill, placement, read_object, weight_files
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def save_model(
@@ -107,6 +107,7 @@ def load_model(
     device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
     onload: Literal["model", "block"] = "model",
+    finite: bool = True,
 ) -> PreTrainedModel:
     """Load a dense or pruned model folder, from safetensors only.
 
@@ -122,6 +123,8 @@ def load_model(
         onload: what is on the device at a time: ``"model"``, or ``"block"``, one decoder layer beside the embeddings
             and the head (:class:`ffprune.models.onload.Onload`). The other layers rest on the CPU as they are stored,
             mapped from their files: they cost no memory that the system could not take back.
+        finite: refuse weights that are not finite. It reads all of them at once, also those that would stay mapped
+            until they are used; the stages, which measure what they load, do without.
 
     Returns:
         The model in eval mode, without gradients.
@@ -132,7 +135,7 @@ def load_model(
         MissingInput: no folder, config or weights.
         UnsafeFile: pickled weights only, or code in the folder that was not trusted.
         UnsupportedArchitecture: no family fits.
-        CorruptModel: config or weights are damaged or contradict each other.
+        CorruptModel: config or weights are damaged or contradict each other, or weights are not finite.
     """
     if onload == "block" and device_map is not None:
         raise ParameterError(
@@ -145,12 +148,14 @@ def load_model(
     files = weight_files(path)
     with quiet_transformers():
         family, devices = family_of(model.config), placement(model, device, device_map)
-        fill(model, files, dtype, devices, family, family.layers if onload == "block" else None)
+        fill(model, files, dtype, devices, family, family.layers if onload == "block" else None, finite)
         if onload == "block":
             # Modules take attributes of any kind; their stubs know tensors and modules alone.
             model.onload = Onload(model, [block.layer for block in ModelView(model).blocks])  # type: ignore[assignment]
-    if (path / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    if (settings := path / "generation_config.json").exists():
+        read_object(settings)  # transformers tells a file that is no JSON from none at all by its text alone
+        with refusing(settings):
+            model.generation_config = GenerationConfig.from_pretrained(path)
     if len(set(devices.values())) > 1:
         import accelerate  # type: ignore[import-untyped]  # slow to import, rarely needed
 
@@ -173,6 +178,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         MissingInput: the folder has no tokenizer.
+        CorruptModel: one of its files is damaged, or they make no tokenizer.
     """
     path = Path(path)
     if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
@@ -181,8 +187,30 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             "There is neither tokenizer.json nor tokenizer_config.json",
             "Copy the tokenizer files of the original model into the folder",
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    try:
+        # Not left open: transformers would ask at the terminal whether to run code that the folder ships.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        # The library tokenizers raises the bare class, and transformers an OSError where files are missing.
+        if type(error) is Exception or isinstance(error, (*UNUSABLE, OSError)):
+            raise _bad_tokenizer(path, error) from error
+        raise
     return tokenizer
+
+
+def _bad_tokenizer(path: Path, error: Exception) -> CorruptModel:
+    """The refusal of a folder's tokenizer: of the file that is no JSON object, if it is that."""
+    files = [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
+    for file in files:
+        try:
+            read_object(file)
+        except CorruptModel as refusal:
+            return refusal
+    return CorruptModel(
+        f"The tokenizer in {path} ({', '.join(file.name for file in files)}) cannot be used: {said_by(error)}",
+        "It must be one that transformers loads as data, without code of its own",
+        "Fetch the folder again, or copy the tokenizer files of the original model into it",
+    )
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
@@ -197,14 +225,15 @@ def stored_dtype(path: str | Path) -> torch.dtype:
 
 def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     """The model of a folder on the meta device, every layer in its own shape."""
-    config = read_config(path, trust_remote_code)
+    config, file = read_config(path, trust_remote_code), path / "config.json"
     with quiet_transformers():
         family = family_of(config)
-        shapes = read_layer_config(config, family)
+        with refusing(file):
+            shapes = read_layer_config(config, family)
         # transformers builds all layers from the global values, which a heterogeneous config hides.
         config.per_layer_config = None
         setattr(config, family.ffn_width, channels(config, family.ffn_width))  # GPT-2 may leave it unsaid
-        with torch.device("meta"):
+        with refusing(file), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # of a library
                 config, dtype=dtype, trust_remote_code=trust_remote_code
             )
@@ -212,7 +241,7 @@ def _without_weights(path: Path, dtype: torch.dtype, trust_remote_code: bool) ->
         try:
             narrow(model, shapes, family.layout)
         except ValueError as error:
-            raise _bad_config(path / "config.json", error) from error
+            raise bad_settings(file, str(error)) from error
         for layer in model.get_submodule(family.layers).children():
             gather_experts(layer, family)  # before there are weights, which would be copied
         write_shapes(model.config, family, shapes)
@@ -267,52 +296,6 @@ def _compact(tensor: Tensor) -> Tensor:
     """Contiguous and alone in its storage, as safetensors wants it: prefix views share a larger one."""
     alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a model folder, as transformers knows it; of Baichuan-7B, that of the Llama that it is.
-
-    Raises:
-        MissingInput, UnsafeFile, UnsupportedArchitecture, CorruptModel: see :func:`load_model`.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        raise MissingInput(
-            f"A model was asked for from {path}",
-            "There is no config.json" if path.is_dir() else "There is no such folder",
-            "Give a folder with config.json and *.safetensors, as save_pretrained writes it",
-        )
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _bad_config(file, error) from error
-    if raw.get("model_type") == baichuan.MODEL_TYPE:
-        try:
-            return baichuan.llama_config(raw)
-        except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-            raise _bad_config(file, error) from error
-    family_named(str(raw.get("model_type")), raw)
-    foreign = {key for key, value in raw.get("auto_map", {}).items() if not is_ours(value)}
-    if {"AutoConfig", "AutoModelForCausalLM"} & foreign and not trust_remote_code:
-        raise UnsafeFile(
-            f"The model in {path} runs Python code of its own ({raw['auto_map']})",
-            "ffprune runs no code from a model folder unless told to",
-            "Read that code, then set trust_remote_code to true, or choose another model",
-        )
-    try:
-        with quiet_transformers():
-            config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise _bad_config(file, error) from error
-    return config
-
-
-def _bad_config(file: Path, error: Exception) -> CorruptModel:
-    return CorruptModel(
-        f"{file} cannot be used: {error}",
-        "It must be JSON with the settings that transformers knows for its model_type",
-        "Correct it, or fetch or write the folder again",
-    )
 
 
 @contextmanager

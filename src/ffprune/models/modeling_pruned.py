@@ -97,14 +97,17 @@ def narrow(model: Any, shapes: Sequence[tuple[int, int, int]], layout: Mapping[s
         layout: as for :func:`pruned`.
 
     Raises:
-        ValueError: query heads that do not divide into key/value heads, or more of something than the model has.
+        ValueError: query heads that do not divide into key/value heads, fewer than none of something, or more than the
+            model has.
     """
     for number, (layer, (heads, groups, width)) in enumerate(
         zip(model.get_submodule(layout["layers"]).children(), shapes, strict=True)
     ):
         attention: Any = layer.get_submodule(layout["attention"])
-        if groups < 1 or heads % groups:
+        if heads < 1 or groups < 1 or heads % groups:
             raise ValueError(f"layer {number} is to have {heads} query heads for {groups} key/value heads")
+        if width < 0:
+            raise ValueError(f"layer {number} is to have {width} FFN channels")
         head = getattr(attention, layout["head_dim"])
         sizes = dict.fromkeys(("gate", "up", "down"), width) | {
             "q": heads * head,

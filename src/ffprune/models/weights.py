@@ -34,15 +34,14 @@ def weight_files(path: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         raise _no_safetensors(path)
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError) as error:
+    listed = read_object(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise CorruptModel(
-            f"{index} cannot be read: {error!r}",
-            "It must be JSON with a weight_map",
+            f"{index} cannot be used: weight_map is {shown(listed)}",
+            "It must be a JSON object that names every tensor's file",
             "Fetch or write the folder again",
-        ) from error
-    files = [path / Path(name).name for name in sorted(names)]
+        )
+    files = [path / Path(name).name for name in sorted(set(listed.values()))]
     if missing := [file.name for file in files if not file.is_file()]:
         raise MissingInput(
             f"The weights in {path} are sharded over {len(files)} files",
@@ -50,6 +49,34 @@ def weight_files(path: Path) -> list[Path]:
             "Fetch the folder again, completely",
         )
     return files
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder.
+
+    Raises:
+        CorruptModel: it is no JSON, or a list or another value.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _no_object(file, str(error)) from error
+    if not isinstance(found, dict):
+        raise _no_object(file, f"it holds {shown(found)}")
+    return found
+
+
+def shown(value: object) -> str:
+    """The beginning of a wrong value from a JSON file, as the file has it."""
+    return json.dumps(value)[:60]
+
+
+def _no_object(file: Path, wrong: str) -> CorruptModel:
+    return CorruptModel(
+        f"{file} cannot be used: {wrong}",
+        f"It must be one JSON object; it has {file.stat().st_size} bytes and may be cut short",
+        "Fetch or write the folder again",
+    )
 
 
 def weight_bytes(path: Path) -> int:
@@ -135,6 +162,7 @@ def fill(
     devices: dict[str, torch.device],
     family: Family,
     resting: str | None = None,
+    finite: bool = True,
 ) -> None:
     """Read every tensor of a model on the meta device, in place.
 
@@ -149,9 +177,10 @@ def fill(
         family: of the model.
         resting: module whose tensors stay mapped in their files, on the CPU and as they are stored; None for none.
             Experts, which files hold one by one, are read into memory.
+        finite: whether to look at every number as it is stored, in one pass and without a copy.
 
     Raises:
-        CorruptModel: a file is damaged, or a tensor is missing, unexpected or of another shape.
+        CorruptModel: a file is damaged, or a tensor is missing, unexpected, of another shape or not finite.
     """
     wanted = _Wanted(model, family)
     for file in files:
@@ -163,6 +192,8 @@ def fill(
                         if name := wanted.name_of(place, file):
                             wanted.check_shape(name, place.expert, part.shape, file)
                             tensor = tensors.get_tensor(key)[part.rows]
+                            if finite:
+                                check_finite(tensor, key, file)
                             kind = dtype if tensor.is_floating_point() else tensor.dtype
                             rests = resting is not None and _covers(resting, name)
                             found = tensor if rests else tensor.to(_device_of(name, devices), kind)
@@ -175,6 +206,20 @@ def fill(
             ) from error
     wanted.check_complete(files[0].parent)
     _compute_buffers(model, devices)
+
+
+def check_finite(tensor: Tensor, key: str, file: Path) -> None:
+    """Refuse NaN and infinities: smallest and largest number tell of both, without a mask as large as the tensor."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    if tensor.element_size() == 1:
+        tensor = tensor.float()  # torch compares no 8-bit floats
+    if not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+        raise CorruptModel(
+            f"{file} has a tensor {key!r} with numbers that are NaN or infinite",
+            "A model computes nothing with such weights; all must be finite",
+            "Fetch the folder again, or go back to the version before the step that made them",
+        )
 
 
 def _compute_buffers(model: PreTrainedModel, devices: dict[str, torch.device]) -> None:

@@ -30,8 +30,9 @@ from ffprune.core.errors import (
 )
 from ffprune.models.baichuan import is_baichuan
 from ffprune.models.card_metadata import card_metadata, license_of
-from ffprune.models.checkpoint import load_model, read_config
+from ffprune.models.checkpoint import load_model
 from ffprune.models.checksum import sha256
+from ffprune.models.config_file import read_config
 from ffprune.models.families import family_of
 from ffprune.models.layer_config import quiet_transformers
 from ffprune.sources import hub, local, pypi
@@ -126,7 +127,7 @@ def _load_safetensors(
         tokenizer = _plain_tokenizer(folder)
     else:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    model = load_model(folder, DTYPES[storage_dtype], trust_remote_code=trust_remote_code)
+    model = load_model(folder, DTYPES[storage_dtype], trust_remote_code=trust_remote_code, finite=False)
     return model, tokenizer
 
 

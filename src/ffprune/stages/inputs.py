@@ -38,8 +38,8 @@ def load(
     """
     dtype = dtype or DTYPES[compute.dtype]
     if differentiated and compute.onload == "block":
-        return load_model(folder, dtype)
-    return load_model(folder, dtype, compute.device, compute.device_map, onload=compute.onload)
+        return load_model(folder, dtype, finite=False)
+    return load_model(folder, dtype, compute.device, compute.device_map, onload=compute.onload, finite=False)
 
 
 def sample_windows(folder: Path, text: Path, seqlen: int, count: int, seed: int, key: str) -> Tensor:

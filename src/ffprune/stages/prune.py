@@ -24,7 +24,7 @@ from ffprune.stages.record import DENSE, ORDER, POLICIES, PRUNED, SEARCH_POLICY,
 def run(ctx: StageContext) -> None:
     """One folder per sparsity and policy, ``SPARSITY/POLICY``; the policy stands beside it."""
     # Nothing is computed: weights that no cut replaces stay mapped in their file.
-    dense = load_model(ctx.path(DENSE), stored_dtype(ctx.path(DENSE)))
+    dense = load_model(ctx.path(DENSE), stored_dtype(ctx.path(DENSE)), finite=False)
     tokenizer = load_tokenizer(ctx.path(DENSE))
     view = ModelView(dense, ctx.params.units.heads)
     orders = read_orders(view, ctx.path(ORDER), repaired=False)
