@@ -21,6 +21,12 @@ def look_up(table: Mapping[str, Row], name: str, parameter: str) -> Row:
     Raises:
         ParameterError: no such row; the message lists those there are.
     """
+    if not table:
+        raise ParameterError(
+            f"{parameter} {name!r} was asked for",
+            "No name is known: what lists them (of entries, their section of params.yaml) is empty",
+            f"Add {name!r} there",
+        )
     if name not in table:
         raise ParameterError(
             f"{parameter} {name!r} was asked for", f"Known names: {', '.join(sorted(table))}", f"Change {parameter}"
