@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 # Stages call ffprune by name: this folder's, whatever environment is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# Where the links on Prefect's page lead.
+# Where the links on Prefect's page lead, unless runs are kept on a server: those lead there.
 export FFPRUNE_MLFLOW_URL := http://127.0.0.1:$(MLFLOW_PORT)
 
 # No library reports home, from whatever command.

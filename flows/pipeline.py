@@ -212,8 +212,7 @@ def _record(execution: Execution, store: Store, status: str, params: Params) -> 
                 register_if_any(store)
             except Exception as error:  # what has run stays run, registered or not
                 print(f"not registered: {error}", file=sys.stderr)
-        run = f"experiments/{store.experiment_id}/runs/{execution.parent}"
-        show_outcomes(rows, f"{store_uri(params.tracking)} run {execution.parent}", run)
+        show_outcomes(rows, store_uri(params.tracking), store.experiment_id, execution.parent)
         show_results(execution.settled())
 
 

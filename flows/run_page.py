@@ -28,6 +28,7 @@ from ffprune.stages.policies import read_policy
 from ffprune.stages.progress import read_line
 from ffprune.stages.record import PAGE, SEARCH_POLICY, SUMMARY, TRANSFER_POLICY
 from ffprune.stages.table import markdown
+from ffprune.stages.tracking import shown_uri
 
 _POLICIES = {"search": SEARCH_POLICY, "transfer": TRANSFER_POLICY}
 
@@ -53,21 +54,32 @@ class Bars:
                 self._known[key] = made
 
 
-def show_outcomes(rows: Sequence[Mapping[str, Any]], where: str, link: str) -> None:
+def show_outcomes(rows: Sequence[Mapping[str, Any]], store: str, experiment: str, run: str) -> None:
     """The table of stages and the links to the run and to the report in MLflow.
 
     Args:
         rows: of :func:`ffprune.stages.execution.summarise_execution`.
-        where: the store and the run in it, for people without a server.
-        link: path of the run's page on the MLflow server.
+        store: MLflow's, as :func:`ffprune.stages.tracking.store_uri` names it.
+        experiment: id of the experiment in it.
+        run: id of the parent run.
     """
+    # For people without a server as well.
+    where = f"{shown_uri(store)} run {run}"
     attempt(create_table_artifact, list(rows), "stages", f"What became of every stage. MLflow: {where}")
-    page = os.environ.get("FFPRUNE_MLFLOW_URL", "http://127.0.0.1:5000")
-    attempt(create_link_artifact, f"{page}/#/{link}", key="mlflow-run")
+    runs = f"{mlflow_page(store)}/#/experiments/{experiment}/runs"
+    attempt(create_link_artifact, f"{runs}/{run}", key="mlflow-run")
     made = next((row["run_id"] for row in rows if row["stage"] == "report"), None)
     if made is not None:
-        report = f"{page}/#/{link.rpartition('/')[0]}/{made}/artifacts/{Path(PAGE).name}"
-        attempt(create_link_artifact, report, key="report", description=PAGE)
+        attempt(create_link_artifact, f"{runs}/{made}/artifacts/{Path(PAGE).name}", key="report", description=PAGE)
+
+
+def mlflow_page(store: str) -> str:
+    """Where MLflow's pages are: at the server that keeps the runs, else where one shows this machine's database."""
+    if store.startswith(("http://", "https://")):
+        # Whoever opens the link has a name of their own, or a browser that asks for it.
+        return re.sub(r"(?<=://)[^/@]*@", "", store).rstrip("/")
+    # `make` sets the variable whatever the store is, so it comes second.
+    return os.environ.get("FFPRUNE_MLFLOW_URL", "http://127.0.0.1:5000").rstrip("/")
 
 
 def show_results(settled: set[str]) -> None:

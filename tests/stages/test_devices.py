@@ -92,3 +92,8 @@ def test_only_stages_that_compute_need_a_gpu() -> None:
     assert [computes(name) for name in ("search", "method@owl-70", "download", "report", "toy")] == [
         *(True, True, False, False, False)
     ]
+
+
+def test_a_number_that_no_gpu_has_is_refused(three: None) -> None:
+    with pytest.raises(ParameterError, match=r"compute\.device is cuda:3.*3 GPUs here, numbered from 0"):
+        slots_of(compute(device="cuda:3"), GIVEN.workers)

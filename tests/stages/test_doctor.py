@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ffprune.stages import doctor
+from ffprune.stages import doctor, graph
 from ffprune.stages.doctor import Check, print_checks
 from ffprune.stages.environment import QUIET_REPORTS, SERVER_FILE, quieten
+from tests.servers import free_ports
 from tests.toy import make_repo
 
 
@@ -91,16 +92,30 @@ def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found("disk").status, found("disk").found[:6]) == ("failed", "1.0 GB")
 
 
-def test_remotes_are_asked(folder: Path) -> None:
+def test_remotes_are_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Path(".dvc/config")
     (folder / "store").mkdir()
     config.write_text(
         config.read_text() + f"['remote \"here\"']\n    url = {folder}/store\n"
-        f"['remote \"gone\"']\n    url = {folder}/unmounted\n"
+        f"['remote \"new\"']\n    url = {folder}/unmounted\n"
+        f"['remote \"packed\"']\n    url = ssh://host/store\n"
     )
     assert found("remote here") == Check("remote here", "ok", "answers")
+    # As it is before the first push, or without its mount.
+    assert found("remote new").status == "warning"
+    assert "unmounted is not there yet" in found("remote new").found
+    assert "mount" in found("remote new").mend
+    monkeypatch.setitem(sys.modules, "dvc_ssh", None)  # not installed
+    assert found("remote packed").status == "failed"
+    assert "pip install 'dvc[ssh]'" in found("remote packed").mend
+
+
+def test_a_remote_whose_place_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Path(".dvc/config")
+    config.write_text(config.read_text() + f"['remote \"gone\"']\n    url = {folder}/unmounted/store\n")
+    monkeypatch.setattr(graph.os, "access", lambda place, mode: False)
     assert found("remote gone").status == "failed"
-    assert "unmounted is not there" in found("remote gone").found
+    assert f"{folder} cannot be written" in found("remote gone").found
 
 
 def test_damaged_locks_of_dvc(folder: Path) -> None:
@@ -135,9 +150,52 @@ def test_a_gpu_that_is_asked_for_must_be_there(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Some GPU")
     assert found("device") == Check("device", "ok", "cuda: Some GPU")
+    Path("params.yaml").write_text(text.replace("device: cpu", "device: cuda:7", 1))
+    assert found("device").status == "failed"
+    assert "1 GPU here" in found("device").found
+
+
+@pytest.mark.parametrize(("device", "check"), [("tpu", "parameters"), ("hpu", "device")])
+def test_a_device_that_nobody_has(folder: Path, device: str, check: str) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("device: cpu", f"device: {device}", 1))
+    assert found(check).status == "failed"
+    assert device in found(check).found
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///nowhere/mlruns", "nonsense://host"])
+def test_a_store_that_mlflow_does_not_take(folder: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert found("MLflow").status == "failed"
+    assert uri in found("MLflow").found
+    assert "set tracking.uri" in found("MLflow").mend
+
+
+def test_a_database_that_does_not_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg", reason="needs psycopg[binary]")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://ada:secret@127.0.0.1:{free_ports(1)[0]}/runs")
+    assert found("MLflow").status == "failed"
+    assert "secret" not in found("MLflow").found
+
+
+def test_other_code_than_the_projects(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "src" / "ffprune").mkdir(parents=True)
+    (folder / "src" / "ffprune" / "__init__.py").write_text("")
+    assert found("ffprune").status == "failed"
+    assert "deactivate" in found("ffprune").mend
+    # The command decides, not the process that looks.
+    other = folder / "src" / "ffprune"
+    monkeypatch.setattr(doctor, "_code_of", lambda command: other)
+    assert found("ffprune").status == "ok"
 
 
 def test_telemetry_that_somebody_switched_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DO_NOT_TRACK", "false")
     assert found("telemetry").status == "warning"
     assert "DO_NOT_TRACK=false" in found("telemetry").found
+
+
+def test_telemetry_that_is_off_in_other_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, quiet in QUIET_REPORTS.items():
+        monkeypatch.setenv(name, {"true": "1", "1": "True", "false": "0", "0": "0"}[quiet])
+    assert found("telemetry").status == "ok"

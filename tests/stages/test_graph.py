@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ffprune.core.errors import ParameterError
-from ffprune.stages.graph import read_plan
+from ffprune.core.errors import MissingInput, ParameterError
+from ffprune.stages.graph import cache_folder, read_plan
 from tests.toy import DVC, REPO, make_repo
 
 
@@ -70,3 +70,8 @@ def test_data_that_dvc_keeps_is_no_stage(tmp_path: Path, monkeypatch: pytest.Mon
 def test_dvc_reads_the_projects_own_pipeline() -> None:
     order = list(read_plan(REPO).upstream)
     assert order.index("prune") < order.index("ridge") < order.index("evaluate") < order.index("report")
+
+
+def test_outside_a_dvc_repository_there_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=r"nor one above it is a DVC repository. change to the project's folder"):
+        cache_folder(tmp_path)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import model_validator
 
 from ffprune.allocate.agent import PRESETS
@@ -136,6 +137,19 @@ def test_a_model_larger_than_the_device_has_one_way_to_run(compute: dict[str, An
     message = project_refusal({"compute": compute})
     for part in said:
         assert part in message
+
+
+@pytest.mark.parametrize("device", ["tpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "auto", ""])
+def test_a_device_that_torch_does_not_know_is_refused(device: str) -> None:
+    message = project_refusal({"compute": {"device": device}})
+    assert "'compute.device': a torch device is asked for: one of cpu, cuda" in message
+    assert f"given: {device!r}" in message
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:12", "mps", "xpu:1"])
+def test_devices_that_torch_knows_pass_wherever_they_are(device: str) -> None:
+    validate(merged(read_yaml(REPO / "params.yaml"), {"compute": {"device": device}}), REPO / "params.yaml", Params)
+    torch.device(device)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ffprune.core.errors import MissingInput
@@ -141,6 +142,23 @@ def test_an_unknown_model_is_refused_with_what_is_known(tmp_path: Path, monkeypa
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MissingInput, match="llama-7b, llama-13b, llama-70b"):
         config_of(str(tmp_path))
+
+
+def test_an_identifier_that_the_hub_does_not_give_is_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def lost(name: str, **options: object) -> str:
+        asked.append(name)
+        raise LocalEntryNotFoundError("Name or service not known")
+
+    monkeypatch.setattr("ffprune.stages.plan.snapshot_download", lost)
+    with pytest.raises(MissingInput, match="The plan of nosuch/model was asked for"):
+        config_of("nosuch/model")
+    assert asked == ["nosuch/model"]
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +19,17 @@ from ffprune.stages.artifacts import write_json
 from ffprune.stages.execution import Outcome, close_dvc_execution, summarise_execution
 from ffprune.stages.record import STAGES, stage_named
 from ffprune.stages.sections import Tracking
-from ffprune.stages.tracking import Parent, StageRun, Store, TrackingBusy, TrackingUnavailable, open_store, start_parent
+from ffprune.stages.tracking import (
+    Parent,
+    StageRun,
+    Store,
+    TrackingBusy,
+    TrackingUnavailable,
+    open_store,
+    reach_database,
+    start_parent,
+)
+from tests.servers import free_ports
 from tests.toy import isolate, wait_until
 
 SETTINGS = Tracking(experiment="test", uri=None)
@@ -109,7 +121,7 @@ def test_cached_stages_point_to_the_run_that_made_them(store: Store) -> None:
 
 
 def test_executions_can_be_compared_by_model_and_best_ratio(store: Store) -> None:
-    rows = [("a", 0.2, 15.0), ("b", 0.2, 12.0), ("c", 0.3, None), ("d", 0.3, 18.0)]
+    rows = [("a", 0.2, 15.0), ("b+stream", 0.2, 12.0), ("c", 0.3, None), ("d", 0.3, 18.0)]
     named = ("method", "sparsity_target", "perplexity")
     write_json(
         Path("metrics/summary.json"),
@@ -120,12 +132,18 @@ def test_executions_can_be_compared_by_model_and_best_ratio(store: Store) -> Non
         },
     )
     write_json(Path("metrics/download.json"), {"model": {"name": "Small-1"}})
-    cases: dict[Outcome, dict[str, float]] = {"failed": {}, "cached": {"best_ratio/0.2": 1.2, "best_ratio/0.3": 1.8}}
+    measured = {"best_ratio/0.2": 1.2, "best_ratio/0.3": 1.8}
+    measured |= {"perplexity/a 0.2": 15.0, "perplexity/b and stream 0.2": 12.0, "perplexity/d 0.3": 18.0}
+    cases: dict[Outcome, dict[str, float]] = {"failed": {}, "cached": measured}
     for outcome, expected in cases.items():
         parent = start_parent(store, "ffprune run")
         summarise_execution(store, parent, {"report": outcome})
         run = store.client.get_run(parent)
         assert (run.data.metrics, run.data.tags["model"]) == (expected, "Small-1")
+    # As docs/tracking.md asks for them.
+    for query in ("tags.methods LIKE '%b+stream%'", "metrics.`perplexity/b and stream 0.2` < 12.5"):
+        found = store.client.search_runs([store.experiment_id], filter_string=query)
+        assert [one.info.run_id for one in found] == [parent]
 
 
 def test_the_machine_is_watched_while_a_stage_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +176,38 @@ def test_an_unusable_address_is_refused_before_work(tmp_path: Path, monkeypatch:
     isolate(monkeypatch)
     with pytest.raises(TrackingUnavailable, match=r"set tracking\.uri"):
         open_store(Tracking(experiment="test", uri="nonsense://host"))
+
+
+def test_a_database_that_is_not_there_is_refused_at_once_and_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("psycopg", reason="needs psycopg[binary]")
+    monkeypatch.chdir(tmp_path)
+    isolate(monkeypatch)
+    uri = f"postgresql://ada:secret@127.0.0.1:{free_ports(1)[0]}/runs"
+    started = time.monotonic()
+    with pytest.raises(TrackingUnavailable, match=r"postgresql://ada:\*\*\*@127.*refused") as caught:
+        open_store(Tracking(experiment="test", uri=uri))
+    # MLflow's own ten attempts take 100 seconds.
+    assert time.monotonic() - started < 15
+    assert "secret" not in str(caught.value)
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_database_that_says_nothing_is_given_up() -> None:
+    pytest.importorskip("psycopg", reason="needs psycopg[binary]")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(TimeoutError, match=r"no answer within 0\.5 s"),
+    ):
+        reach_database(f"postgresql://ada@127.0.0.1:{silent.getsockname()[1]}/runs?sslmode=disable", 0.5)
+
+
+def test_an_experiment_that_somebody_has_just_made_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Looked for, not found; made by another machine; then tried to make.
+    answers = iter([None, store.client.get_experiment(store.experiment_id)])
+    monkeypatch.setattr(store.client, "get_experiment_by_name", lambda name: next(answers))
+    assert tracking._experiment(store.client, SETTINGS.experiment, "http://host") == store.experiment_id
 
 
 @pytest.mark.slow

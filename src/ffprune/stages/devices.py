@@ -42,7 +42,7 @@ def slots_of(compute: Compute, workers: Workers) -> list[str]:
     and so does one that names its GPU (``cuda:1``): with other GPUs hidden the number would mean another one.
 
     Raises:
-        ParameterError: a GPU was asked for and none is visible.
+        ParameterError: a GPU was asked for and none is visible, or not the one with that number.
     """
     kind, _, number = compute.device.partition(":")
     if kind != "cuda":
@@ -53,6 +53,12 @@ def slots_of(compute: Compute, workers: Workers) -> list[str]:
             f"compute.device is {compute.device}, and {VARIABLE} is {os.environ.get(VARIABLE, 'not set')}",
             "PyTorch sees no GPU here",
             "install a torch build for this GPU, make one visible, or set compute.device to cpu",
+        )
+    if number and int(number) >= len(devices):
+        raise ParameterError(
+            f"compute.device is {compute.device}, and {VARIABLE} is {os.environ.get(VARIABLE, 'not set')}",
+            f"PyTorch sees {len(devices)} GPU{'s' * (len(devices) > 1)} here, numbered from 0",
+            "set compute.device to cuda, or to one of these numbers",
         )
     whole = compute.device_map is not None or bool(workers.count and workers.gpus) or bool(number)
     return [",".join(devices)] if whole else devices

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,18 +15,30 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from ffprune.core.errors import FfpruneError
-from ffprune.stages.environment import QUIET_REPORTS, SERVER_FILE, answers
+from ffprune.core.errors import ChecksumMismatch, FfpruneError, ParameterError
+from ffprune.stages.devices import slots_of
+from ffprune.stages.environment import QUIET_REPORTS, SERVER_FILE, answers, in_time
 from ffprune.stages.graph import reach_remotes
+from ffprune.stages.integrity import check_code
 from ffprune.stages.lineage import repository
 from ffprune.stages.params import PARAMS_FILE, load_params
 from ffprune.stages.sections import Params
-from ffprune.stages.tracking import store_uri
+from ffprune.stages.tracking import (
+    TrackingUnavailable,
+    is_database,
+    open_store,
+    reach_database,
+    shown_uri,
+    store_uri,
+)
 
 Status = Literal["ok", "warning", "failed"]
 _PATIENCE_SECONDS = 3.0
+#: Importing MLflow takes seconds on a busy machine.
+_OPENING_SECONDS = 60.0
 #: The default run holds about 3 GB of models; less room than that ends in the middle of one.
 _LEAST_FREE_BYTES = 5e9
+_OTHER_STORE = "start it, or change MLFLOW_TRACKING_URI or tracking.uri"
 
 
 @dataclass(frozen=True)
@@ -112,9 +125,25 @@ def commands(root: Path) -> Iterator[Check]:
             "ffprune", "failed", "stages call ffprune, which is not on the path", "activate .venv, or make venv"
         )
     else:
-        yield Check("ffprune", "ok", f"stages run {found}")
+        try:
+            check_code(repository(root), _code_of(Path(found)))
+            yield Check("ffprune", "ok", f"stages run {found}")
+        except ChecksumMismatch as refusal:
+            yield Check("ffprune", "failed", f"stages run {found}: {refusal.asked}", refusal.change)
     if shutil.which("git") is None:
         yield Check("git", "warning", "not installed: runs are recorded without their commit", "install git")
+
+
+def _code_of(command: Path) -> Path | None:
+    """The package behind a command that pip wrote: its first line names the Python. None where that cannot be told."""
+    with command.open("rb") as file:
+        first = file.readline().decode(errors="replace")
+    python = Path(first.removeprefix("#!").strip())
+    if not (first.startswith("#!") and python.name.startswith("python") and python.is_file()):
+        return None
+    look = "import ffprune; print(ffprune.__path__[0])"
+    answer = subprocess.run([python, "-P", "-c", look], capture_output=True, text=True, timeout=60)
+    return Path(answer.stdout.strip()) if answer.returncode == 0 else None
 
 
 def disk(root: Path) -> Iterator[Check]:
@@ -142,8 +171,10 @@ def dvc(root: Path) -> Iterator[Check]:
     if not remotes:
         yield Check("remotes", "ok", "none; results stay on this machine")
     for name, problem in remotes.items():
-        mend = "mount or start it, check credentials, or dvc remote modify" if problem else ""
-        yield Check(f"remote {name}", "failed" if problem else "ok", problem or "answers", mend)
+        if problem is None:
+            yield Check(f"remote {name}", "ok", "answers")
+        else:
+            yield Check(f"remote {name}", "warning" if problem.new else "failed", problem.found, problem.mend)
 
 
 def prefect_server(project: Path) -> Iterator[Check]:
@@ -169,15 +200,33 @@ def mlflow_store(params: Params) -> Iterator[Check]:
     uri = store_uri(params.tracking)
     if uri.startswith("http"):
         live = answers(f"{uri.rstrip('/')}/health", _PATIENCE_SECONDS)
-        mend = "" if live else "start it, or change MLFLOW_TRACKING_URI or tracking.uri"
-        yield Check("MLflow", "ok" if live else "failed", f"{'server' if live else 'no answer'} at {uri}", mend)
-        return
-    file = Path(uri.removeprefix("sqlite:///"))
-    place = file if file.exists() else next(parent for parent in file.parents if parent.exists())
-    if uri.startswith("sqlite:") and not os.access(place, os.W_OK):
-        yield Check("MLflow", "failed", f"{place} cannot be written", "change its owner, or tracking.uri")
+        found = f"{'server' if live else 'no answer'} at {shown_uri(uri)}"
+        yield Check("MLflow", "ok" if live else "failed", found, "" if live else _OTHER_STORE)
+    elif uri.startswith("sqlite:"):
+        file = Path(uri.removeprefix("sqlite:///"))
+        place = file if file.exists() else next(parent for parent in file.parents if parent.exists())
+        if not os.access(place, os.W_OK):
+            yield Check("MLflow", "failed", f"{place} cannot be written", "change its owner, or tracking.uri")
+        else:
+            yield Check("MLflow", "ok", uri + ("" if file.exists() else " (made by the first run)"))
     else:
-        yield Check("MLflow", "ok", uri + ("" if file.exists() else " (made by the first run)"))
+        yield _other_store(params, uri)
+
+
+def _other_store(params: Params, uri: str) -> Check:
+    """A database that others share, or what MLflow may not take at all (3.17 keeps no runs in a plain folder)."""
+    try:
+        if is_database(uri):
+            # Not opened: MLflow would make its tables there.
+            reach_database(uri, _PATIENCE_SECONDS)
+        else:
+            in_time(partial(open_store, params.tracking), _OPENING_SECONDS)
+    except TrackingUnavailable as refusal:
+        return Check("MLflow", "failed", refusal.asked, refusal.change)
+    except Exception as error:
+        said = " ".join(str(error).replace(uri, shown_uri(uri)).split())[:300]
+        return Check("MLflow", "failed", f"{shown_uri(uri)}: {said}", _OTHER_STORE)
+    return Check("MLflow", "ok", shown_uri(uri))
 
 
 def device(params: Params) -> Iterator[Check]:
@@ -185,20 +234,45 @@ def device(params: Params) -> Iterator[Check]:
     import torch
 
     wanted = params.compute.device
-    if not wanted.startswith("cuda"):
+    try:
+        slots_of(params.compute, params.workers)
+    except ParameterError as refusal:
+        yield Check("device", "failed", f"{refusal.asked}: {refusal.possible}", refusal.change)
+        return
+    kind = wanted.partition(":")[0]
+    if kind == "cpu":
         yield Check("device", "ok", f"{wanted}, {os.cpu_count()} processors")
-    elif not torch.cuda.is_available():
-        mend = "install a torch build and a driver for the GPU, or set compute.device to cpu"
-        yield Check("device", "failed", f"compute.device is {wanted}, torch {torch.__version__} sees no GPU", mend)
-    else:
+    elif kind == "cuda":
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         yield Check("device", "ok", f"{wanted}: {', '.join(names)}")
+    else:
+        yield _other_device(wanted)
+
+
+def _other_device(wanted: str) -> Check:
+    """A kind of which no more is known than that a tensor can be made there."""
+    import torch
+
+    try:
+        torch.zeros(1, device=wanted)
+    except Exception as error:  # torch has one kind of error for each kind of device
+        said = " ".join(str(error).split())[:150]
+        found = f"compute.device is {wanted}, torch {torch.__version__} has none here: {said}"
+        return Check("device", "failed", found, "install a torch build for it, or set compute.device to cpu")
+    return Check("device", "ok", wanted)
 
 
 def telemetry() -> Iterator[Check]:
     """Variables that switch off what libraries report home."""
-    on = [f"{name}={os.environ[name]}" for name, quiet in QUIET_REPORTS.items() if os.environ.get(name) != quiet]
+    given = {name: os.environ.get(name, "") for name in QUIET_REPORTS}
+    on = [f"{name}={text}" for name, text in given.items() if _truth(text) != _truth(QUIET_REPORTS[name])]
     if on:
         yield Check("telemetry", "warning", f"switched on by {', '.join(on)}", "unset these variables")
     else:
         yield Check("telemetry", "ok", "off in everything that ffprune starts")
+
+
+def _truth(text: str) -> bool | None:
+    """What a variable's word means; None for others, and without one."""
+    word = text.strip().lower()
+    return True if word in ("1", "true", "yes", "on") else False if word in ("0", "false", "no", "off") else None

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: What keeps libraries from reporting home.
 QUIET_REPORTS = {
@@ -96,3 +102,27 @@ def answers(url: str, seconds: float) -> bool:
             return bool(answer.status == 200)
     except (OSError, ValueError):
         return False
+
+
+def in_time(look: Callable[[], T], seconds: float) -> T:
+    """What a call returns or raises, where it does so in time; one that does not is left to itself.
+
+    Raises:
+        TimeoutError: it has not ended after ``seconds``.
+    """
+    told: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            told.set_result(look())
+        except BaseException as error:
+            told.set_exception(error)
+
+    # A daemon thread: what never answers must not keep the process from ending.
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return told.result(seconds)
+    except TimeoutError as error:
+        if told.done():  # the call's own
+            raise
+        raise TimeoutError(f"no answer within {seconds:g} s") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,9 +31,22 @@ def summarise_execution(store: Store, parent_id: str, outcomes: Mapping[str, Out
     for name, text in model_named(Path(DOWNLOADED)).items():
         store.client.set_tag(parent_id, name, text)
     if outcomes.get("report") in SETTLED and Path(SUMMARY).is_file():
-        for name, value in _best_ratios(Path(SUMMARY)).items():
-            store.client.log_metric(parent_id, name, value)
+        _measured(store, parent_id, read_json(Path(SUMMARY))["rows"])
     return rows
+
+
+def _measured(store: Store, parent_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What was measured, to find executions by: the tag ``methods`` and a metric of every method's perplexity.
+
+    A metric is named as the stage evaluate names its own; MLflow allows no '+' there.
+    """
+    store.client.set_tag(parent_id, "methods", ", ".join(dict.fromkeys(row["method"] for row in rows)))
+    for row in rows:
+        if row["perplexity"] is not None:
+            name = f"{row['method']} {row['sparsity_target']:g}".replace("+", " and ")
+            store.client.log_metric(parent_id, f"perplexity/{name}", row["perplexity"])
+    for name, value in _best_ratios(rows).items():
+        store.client.log_metric(parent_id, name, value)
 
 
 def model_named(facts: Path) -> dict[str, str]:
@@ -41,11 +54,10 @@ def model_named(facts: Path) -> dict[str, str]:
     return {"model": str(read_json(facts)["model"]["name"])} if facts.is_file() else {}
 
 
-def _best_ratios(summary: Path) -> dict[str, float]:
+def _best_ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The lowest perplexity over the dense model's at every target: columns to compare executions by."""
     return {
-        f"best_ratio/{row['sparsity_target']:g}": row["perplexity"] / row["dense_perplexity"]
-        for row in best_rows(read_json(summary)["rows"])
+        f"best_ratio/{row['sparsity_target']:g}": row["perplexity"] / row["dense_perplexity"] for row in best_rows(rows)
     }
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffprune.core.errors import MissingInput, ParameterError
+from ffprune.stages.environment import in_time
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
+_MEND = "mount or start it, check credentials, or dvc remote modify"
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def read_plan(root: Path, targets: Sequence[str] = ()) -> Plan:
 
     Raises:
         ParameterError: a target is no stage.
-        MissingInput: the folder lies in no git repository, and DVC was not told so.
+        MissingInput: the folder lies in no DVC repository, or in no git repository and DVC was not told so.
     """
     import networkx as nx
 
@@ -52,34 +56,57 @@ def read_plan(root: Path, targets: Sequence[str] = ()) -> Plan:
     return Plan({n: upstream[n] for n in order if n in wanted}, frozenset(stale & wanted))
 
 
-def reach_remotes(root: Path, seconds: float) -> dict[str, str]:
-    """Ask every remote of the repository whether it is there: name -> what is wrong, empty when nothing is.
+@dataclass(frozen=True)
+class Unreached:
+    """Why a remote has nothing to give.
+
+    Attributes:
+        found: how it is.
+        mend: what to do.
+        new: nothing is wrong that a first push does not mend.
+    """
+
+    found: str
+    mend: str
+    new: bool = False
+
+
+def reach_remotes(root: Path, seconds: float) -> dict[str, Unreached | None]:
+    """Ask every remote of the repository whether it is there: name -> what is wrong, None when nothing is.
 
     Args:
         root: the repository.
         seconds: to wait for each.
     """
     with _opened(root) as repo:
-        answers = {}
-        for name in repo.config["remote"]:
-            # A daemon thread: a store that never answers must not keep the process from ending.
-            told: queue.Queue[str] = queue.Queue()
-            threading.Thread(target=lambda to, of: to.put(_reach(repo, of)), args=(told, name), daemon=True).start()
-            try:
-                answers[name] = told.get(timeout=seconds)
-            except queue.Empty:
-                answers[name] = f"no answer within {seconds:g} s"
-    return answers
+        return {name: _reach(repo, name, seconds) for name in repo.config["remote"]}
 
 
-def _reach(repo: Any, name: str) -> str:
+def _reach(repo: Any, name: str, seconds: float) -> Unreached | None:
     try:
-        remote = repo.cloud.get_remote(name)
-        if remote.fs.exists(remote.path):
-            return ""
-        return f"{remote.path} is not there (the first push makes it, if its place can be written)"
+        return in_time(partial(_look, repo, name), seconds)
+    except ImportError as error:
+        # DVC: ssh is supported, but requires 'dvc-ssh' to be installed
+        lacking = re.search(r"'dvc-(\w+)'", str(error))
+        named = f"dvc[{lacking[1]}]" if lacking else "dvc[all]"
+        return Unreached(str(error), f"pip install '{named}', into the environment that runs ffprune")
+    except TimeoutError as error:
+        return Unreached(str(error), _MEND)
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return Unreached(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", _MEND)
+
+
+def _look(repo: Any, name: str) -> Unreached | None:
+    remote = repo.cloud.get_remote(name)
+    if remote.fs.exists(remote.path):
+        return None
+    if remote.fs.protocol == "local":
+        above = next(place for place in Path(remote.path).parents if place.exists())
+        if not os.access(above, os.W_OK):
+            return Unreached(f"{remote.path} is not there, and {above} cannot be written", _MEND)
+    return Unreached(
+        f"{remote.path} is not there yet: the first push makes it", f"if results should be there: {_MEND}", new=True
+    )
 
 
 def cache_folder(root: Path) -> Path:
@@ -94,11 +121,18 @@ def cache_folder(root: Path) -> Path:
 
 @contextmanager
 def _opened(root: Path) -> Iterator[Repo]:
+    from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
     from dvc.scm import SCMError
 
     try:
         repo = Repo(str(root), _wait_for_lock=True)
+    except NotDvcRepoError as error:
+        raise MissingInput(
+            f"the pipeline was to be read in {root.absolute()}",
+            "neither that folder nor one above it is a DVC repository",
+            "change to the project's folder or to a study in it (or make one: dvc init)",
+        ) from error
     except SCMError as error:
         raise MissingInput(
             f"the pipeline was to be read in {root}",

@@ -37,15 +37,19 @@ def content_hash(path: Path, md5: Md5 = md5) -> str:
     return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + _FOLDER
 
 
-def check_code(project: Path) -> None:
+def check_code(project: Path, code: Path | None = None) -> None:
     """Refuse to run other code than that of the project, which DVC hashes: that of another environment on the path.
 
     A project without sources, and the temporary copy of an experiment, whose sources are the same, pass.
 
+    Args:
+        project: the project's folder.
+        code: the package that stages would run; the one that is running if none is named.
+
     Raises:
         ChecksumMismatch: names both.
     """
-    hashed, running = project / "src" / "ffprune", Path(ffprune.__path__[0])
+    hashed, running = project / "src" / "ffprune", code or Path(ffprune.__path__[0])
     if hashed.is_dir() and hashed.resolve() != running.resolve() and _sources(hashed) != _sources(running):
         raise ChecksumMismatch(
             f"the project's code is in {hashed}, and the ffprune that was started has other code, in {running}",

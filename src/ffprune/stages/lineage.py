@@ -34,12 +34,17 @@ def repository(folder: Path) -> Path:
     return next((place for place in (folder, *folder.absolute().parents) if (place / ".dvc").is_dir()), folder)
 
 
+# What a run writes itself, in the project and in studies: behind its first stage the clone would never be clean.
+_OWN_WRITES = ("dvc.lock", "metrics/*.json", ".gitignore")
+
+
 def git_state(folder: Path) -> dict[str, str]:
-    """Commit and whether tracked files differ from it; empty outside git."""
+    """Commit and whether tracked files differ from it, but for those that runs write; empty outside git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    others = (":(top)", *(f":(top,exclude,glob)**/{name}" for name in _OWN_WRITES))
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *others)
     return {"git.commit": commit, "git.dirty": str(bool(changed)).lower()}
 
 

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ffprune.core.errors import MissingInput
@@ -50,11 +52,13 @@ def config_of(name: str | None) -> tuple[str, PretrainedConfig]:
     if name in SHAPES:
         return str(name), AutoConfig.for_model("llama", tie_word_embeddings=False, **SHAPES[str(name)])
     place = name or DENSE
+    folder = Path(place).expanduser()
     try:
-        # What looks like a path is not the hub's: without a network it would be asked for, again and again.
-        local = name is None or place.startswith((".", "/", "~"))
-        return place, AutoConfig.from_pretrained(Path(place).expanduser() if local else place, local_files_only=local)
-    except (OSError, ValueError) as error:
+        # What looks like a path is not the hub's. The hub is asked once: AutoConfig would try six times, and say so.
+        if not (name is None or place.startswith((".", "/", "~")) or folder.is_dir()):
+            folder = Path(snapshot_download(place, allow_patterns=["config.json"]))
+        return place, AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, HfHubHTTPError) as error:
         raise MissingInput(
             f"The plan of {place} was asked for",
             "It is no folder with a config.json, and no such identifier could be fetched from the hub",

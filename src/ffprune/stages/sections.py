@@ -6,11 +6,12 @@ change reruns no stage.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ffprune.allocate.guidance import Guidance
 from ffprune.core.budget import Bounds
@@ -35,6 +36,10 @@ def _telling() -> Iterator[None]:
         raise ValueError(str(refusal).rstrip(".")) from refusal
 
 
+# The kinds of torch.device that models are computed on.
+_DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
+
+
 class Compute(Section):
     """Where and how precisely tensors are computed."""
 
@@ -44,6 +49,14 @@ class Compute(Section):
     onload: Literal["model", "block"]
     threads: int = Field(ge=0)
     matmul_precision: Literal["highest", "high", "medium"]
+
+    @field_validator("device")
+    @classmethod
+    def _a_kind_of_device(cls, given: str) -> str:
+        # By their names, since importing torch to ask takes a second. Whether this machine has it: ffprune doctor.
+        if not re.fullmatch(rf"({'|'.join(_DEVICES)})(:(0|[1-9][0-9]*))?", given):
+            raise ValueError(f"a torch device is asked for: one of {', '.join(_DEVICES)}, with a number as in cuda:0")
+        return given
 
     @model_validator(mode="after")
     def _one_way_to_be_larger(self) -> Self:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ffprune.core.errors import FfpruneError
+from ffprune.stages.environment import in_time
 from ffprune.stages.lineage import git_state, repository
 from ffprune.stages.sections import Tracking
 
 PARENT_VARIABLE = "FFPRUNE_PARENT_RUN"
 _EXECUTION_TAG = "ffprune.execution"
+#: Those of MLflow beside SQLite.
+_DATABASES = ("postgresql", "mysql", "mssql")
+_PATIENCE_SECONDS = 10.0
 
 
 class TrackingUnavailable(FfpruneError):
@@ -60,26 +65,59 @@ def store_uri(settings: Tracking) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or settings.uri or local
 
 
+def shown_uri(uri: str) -> str:
+    """An address without its password."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", uri)
+
+
+def reach_database(uri: str, seconds: float) -> None:
+    """Connect once to a database other than SQLite; addresses of other kinds pass.
+
+    Raises:
+        Exception: whatever its driver says, and TimeoutError when it has not answered after ``seconds``.
+    """
+    if not is_database(uri):
+        return
+    import sqlalchemy
+
+    def connect() -> None:
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+
+    in_time(connect, seconds)
+
+
+def is_database(uri: str) -> bool:
+    """Whether an address is that of a database server, such as postgresql+psycopg://host/name."""
+    return uri.partition(":")[0].partition("+")[0] in _DATABASES
+
+
 def open_store(settings: Tracking) -> Store:
     """Connect, creating the database and the experiment when they are new.
 
     Raises:
         TrackingUnavailable: the address cannot be used (:class:`TrackingBusy`: not now).
     """
-    # A dead server must be noticed in seconds; MLflow's own patience is minutes.
+    # A dead server or database must be noticed in seconds; MLflow's own patience is minutes. For databases it has no
+    # setting, so they are asked first, before the lock that others would wait for.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     uri = store_uri(settings)
     try:
-        with _one_at_a_time():
+        reach_database(uri, _PATIENCE_SECONDS)
+        with nullcontext() if uri.startswith("http") else _one_at_a_time():
             from mlflow import MlflowClient
 
             client = MlflowClient(tracking_uri=uri)
             return Store(client, _experiment(client, settings.experiment, uri))
     except Exception as error:
         refusal = TrackingBusy if "database is locked" in str(error) else TrackingUnavailable
+        said = " ".join(str(error).split())[:300].replace(uri, shown_uri(uri))
         raise refusal(
-            f"runs were to be recorded at {uri}: {' '.join(str(error).split())[:300]}",
+            f"runs were to be recorded at {shown_uri(uri)}: {said}",
             "a database (sqlite:///...) or a running MLflow server (http://...) can be used",
             "set tracking.uri in params.yaml to null (SQLite in mlruns/) or to an address that answers",
         ) from error
@@ -218,7 +256,14 @@ def _experiment(client: Any, name: str, uri: str) -> str:
         return str(known.experiment_id)
     # A server decides for itself where artifacts go.
     location = (workspace() / "mlruns" / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except Exception:
+        # Another process, maybe of another machine, has just made it.
+        known = client.get_experiment_by_name(name)
+        if known is None:
+            raise
+        return str(known.experiment_id)
 
 
 @contextmanager
