@@ -55,10 +55,29 @@ ROW = (
 
 def run(ctx: StageContext) -> None:
     """Summary, table, figures and page, as files and in MLflow."""
-    summary = _summary(artifacts.read_json(ctx.path(EVALUATION)))
+    summary = summarise(artifacts.read_json(ctx.path(EVALUATION)))
     shown = _charts(ctx, summary)
+    # Besides the figures: the page and what MLflow keeps.
+    with ctx.progress(len(shown) + 2, "report") as bar:
+        page = _page(ctx, summary, shown)
+        bar.update(made="page")
+        with artifacts.atomic_dir(ctx.path(FIGURES)) as folder:
+            for chart in shown:
+                figure = figures.draw(chart)
+                figure.savefig(folder / f"{chart.name}.png", dpi=ctx.params.report.dpi)
+                ctx.log_figure(figure, f"{chart.name}.png")
+                bar.update(made=chart.name)
+            (folder / "results.md").write_text(markdown(summary) + "\n", encoding="utf-8")
+        artifacts.write_text(ctx.path(PAGE), page)
+        artifacts.write_json(ctx.path(SUMMARY), summary)
+        artifacts.write_json(ctx.path(RESULTS), results(summary))
+        _log(ctx, summary)
+        bar.update(made="record")
+
+
+def _page(ctx: StageContext, summary: dict[str, Any], shown: list[Chart]) -> str:
     record = ctx.path(EVALUATED)
-    page = render(
+    return render(
         Content(
             summary,
             {chart.name: chart for chart in shown},
@@ -68,16 +87,11 @@ def run(ctx: StageContext) -> None:
             ctx.param_values,
         )
     )
-    with artifacts.atomic_dir(ctx.path(FIGURES)) as folder:
-        for chart in shown:
-            figure = figures.draw(chart)
-            figure.savefig(folder / f"{chart.name}.png", dpi=ctx.params.report.dpi)
-            ctx.log_figure(figure, f"{chart.name}.png")
-        (folder / "results.md").write_text(markdown(summary) + "\n", encoding="utf-8")
-    artifacts.write_text(ctx.path(PAGE), page)
+
+
+def _log(ctx: StageContext, summary: dict[str, Any]) -> None:
+    """The page, the summary's rows and every model's ratio to the dense one."""
     ctx.log_file(ctx.path(PAGE))
-    artifacts.write_json(ctx.path(SUMMARY), summary)
-    artifacts.write_json(ctx.path(RESULTS), results(summary))
     ctx.log_table("summary.json", summary["rows"])
     for row in summary["rows"]:
         if row["perplexity"] is not None:
@@ -85,16 +99,17 @@ def run(ctx: StageContext) -> None:
             ctx.log_metrics({f"ratio/{name}": row["perplexity"] / row["dense_perplexity"]})
 
 
-def _summary(evaluation: dict[str, Any]) -> dict[str, Any]:
+def summarise(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary that git keeps, of what the stage evaluate wrote.
+
+    Every row has the same keys, ``zero_shot`` among them where nothing was asked: `dvc plots` draws no other rows.
+    """
     dense = evaluation["dense"]
     rows: list[dict[str, Any]] = [{"dense_perplexity": dense["perplexity"], **row} for row in evaluation["rows"]]
     return {
         "protocol": evaluation["protocol"],
         "dense": {key: value for key, value in dense.items() if key != "method"},
-        "rows": [
-            {key: row[key] for key in ROW} | ({"zero_shot": row["zero_shot"]} if "zero_shot" in row else {})
-            for row in rows
-        ],
+        "rows": [{key: row[key] for key in ROW} | {"zero_shot": row.get("zero_shot", {})} for row in rows],
     }
 
 
