@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -186,3 +187,56 @@ def test_the_shell_can_complete_commands() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **asked}
     )
     assert set(answer.stdout.split()) == {"report", "reproduce"}
+
+
+def test_profiles_are_listed_for_scripts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("model: {name: b}\ndata: {text: b}\n")
+    Path("profiles").mkdir()
+    for name in "ab":
+        Path(f"profiles/{name}.yaml").write_text(f"# About {name}\nmodel: {{name: {name}}}\ndata: {{text: {name}}}\n")
+    assert run_cli(monkeypatch, "profile", "list", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "a", "about": "About a", "current": False},
+        {"name": "b", "about": "About b", "current": True},
+    ]
+    assert run_cli(monkeypatch, "profile", "list") == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["*", "b", "About", "b"]
+
+
+def test_what_is_registered_and_pulled_is_told_to_scripts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ffprune.stages import registering, registry, tracking
+
+    monkeypatch.chdir(REPO)
+    found = registering.Registered("Small", "3", "dvc://models/a?out=models&md5=0", ("best", "best-20"), True)
+    monkeypatch.setattr(tracking, "open_store", lambda given: "the store")
+    monkeypatch.setattr(registering, "register_models", lambda store: [found])
+    monkeypatch.setattr(registry, "pull_model", lambda store, model, out: out or Path("models/pulled/Small-3"))
+    assert run_cli(monkeypatch, "register", "--json") == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told == {
+        "name": "Small",
+        "version": "3",
+        "source": found.source,
+        "aliases": ["best", "best-20"],
+        "new": True,
+    }
+    assert run_cli(monkeypatch, "register") == 0
+    assert capsys.readouterr().out == f"Small version 3 (best, best-20): {found.source}\n"
+    assert run_cli(monkeypatch, "pull-model", "Small@best", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"model": "Small@best", "path": "models/pulled/Small-3"}
+    assert run_cli(monkeypatch, "pull-model", "Small@best", "mine") == 0
+    assert capsys.readouterr().out == "written: mine\n"
+
+
+@pytest.mark.parametrize("words", [("plan",), ("verify",), ("register",), ("pull-model",), ("profile", "list")])
+def test_what_scripts_read_has_json(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run_cli(monkeypatch, *words, "--help") == 0
+    assert "json" in capsys.readouterr().out

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -67,12 +69,13 @@ def table(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] 
 @app.command()
 def verify(
     drop: Annotated[bool, typer.Option("--drop", help="Delete what is damaged, so that DVC gets it again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Compare all outputs and their cache entries with dvc.lock, byte by byte."""
     from ffprune.stages.graph import cache_folder
     from ffprune.stages.integrity import verify
 
-    verify(cache_folder(Path.cwd()), drop)
+    verify(cache_folder(Path.cwd()), drop, as_json)
 
 
 Model = Annotated[str | None, typer.Option("--model", help="A profile; the one in params.yaml if none is named.")]
@@ -135,12 +138,13 @@ def plan(
     model: Annotated[
         str | None, typer.Option("--model", help="llama-7b, llama-13b, llama-70b, a folder or a hub identifier.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Estimate memory, disk and time of every stage from a model's config alone."""
     from ffprune.stages.params import load_params
     from ffprune.stages.plan import print_plan
 
-    print_plan(model, load_params())
+    print_plan(model, load_params(), as_json)
 
 
 @app.command()
@@ -155,13 +159,17 @@ def inspect(
 
 
 @app.command()
-def register() -> None:
+def register(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """Enter the best measured models, and those that methods keep, into MLflow's registry, as a run does."""
     from ffprune.stages.params import load_params
     from ffprune.stages.registering import register_models
     from ffprune.stages.tracking import open_store
 
-    for found in register_models(open_store(load_params().tracking)):
+    registered = register_models(open_store(load_params().tracking))
+    if as_json:
+        print(json.dumps([asdict(found) for found in registered], indent=2))
+        return
+    for found in registered:
         held = f" ({', '.join(found.aliases)})" if found.aliases else ""
         print(f"{found.name} version {found.version}{held}{'' if found.new else ', known already'}: {found.source}")
 
@@ -170,13 +178,15 @@ def register() -> None:
 def pull_model(
     model: Annotated[str, typer.Argument(help="NAME@best, NAME@best-20, NAME@method-METHOD or NAME@VERSION.")],
     out: Annotated[Path | None, typer.Argument(help="The folder to write; models/pulled/NAME-VERSION if none.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Get a registered model out of DVC's store, and check that it is the one that was registered."""
     from ffprune.stages.params import load_params
     from ffprune.stages.registry import pull_model as pull
     from ffprune.stages.tracking import open_store
 
-    print(f"written: {pull(open_store(load_params().tracking), model, out)}")
+    written = pull(open_store(load_params().tracking), model, out)
+    print(json.dumps({"model": model, "path": str(written)}, indent=2) if as_json else f"written: {written}")
 
 
 @app.command()
@@ -194,11 +204,15 @@ def export(
 
 
 @profile.command("list")
-def profile_list() -> None:
+def profile_list(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """List the profiles; a star marks the one in use."""
     from ffprune.stages.profiles import current_profile, profiles
 
     current = current_profile()
+    if as_json:
+        rows = [{"name": name, "about": about, "current": name == current} for name, about in profiles().items()]
+        print(json.dumps(rows, indent=2))
+        return
     for name, about in profiles().items():
         print(f"{'*' if name == current else ' '} {name:24} {about}")
 

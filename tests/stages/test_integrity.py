@@ -60,6 +60,25 @@ def test_what_is_as_recorded_passes(link: str, capsys: pytest.CaptureFixture[str
     check_inputs([FILE, FOLDER, "a text of my own, which no stage made"])
 
 
+def test_scripts_get_all_in_json_before_a_refusal(link: str, capsys: pytest.CaptureFixture[str]) -> None:
+    verify(CACHE, drop=False, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told.pop("bytes") > 0
+    assert told == {"outputs": 2, "damaged": [], "changed": [], "absent": ["absent"], "dropped": False}
+    Path(FILE).unlink()
+    Path(FILE).write_text("mine")
+    with pytest.raises(ChecksumMismatch, match="not what"):
+        verify(CACHE, drop=False, as_json=True)
+    assert json.loads(capsys.readouterr().out)["changed"] == [FILE]
+    damaged = entry(digest(b"[]"))
+    damaged.unlink()
+    damaged.write_bytes(b"[")
+    with pytest.raises(ChecksumMismatch, match="deleted"):
+        verify(CACHE, drop=True, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert str(damaged) in told["damaged"] and told["dropped"]
+
+
 @pytest.mark.parametrize("path", [FILE, f"{FOLDER}/a.json"])
 def test_a_flipped_bit_in_the_cache_is_found_and_can_be_dropped(link: str, path: str) -> None:
     damaged = entry(digest(Path(path).read_bytes()))

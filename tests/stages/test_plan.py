@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from itertools import pairwise
@@ -169,3 +170,9 @@ def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "on cpu (compute.onload: block)" in " ".join(shown.split())
     assert "6,738,415,616 parameters" in shown
     assert all(stage.name in shown for stage in STAGES if stage.name != "report")
+    print_plan("llama-7b", in_turn(PARAMS), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["model"], told["parameters"], told["device"]) == ("llama-7b", 6_738_415_616, "cpu")
+    assert [row["stage"] for row in told["stages"]] == [stage.name for stage in STAGES if stage.name != "report"]
+    search = next(row for row in told["stages"] if row["stage"] == "search")
+    assert search["memory_bytes"] > 1e9 and search["seconds"] > 0

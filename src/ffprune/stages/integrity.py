@@ -91,12 +91,13 @@ def check_inputs(deps: Iterable[str]) -> None:
         )
 
 
-def verify(cache: Path, drop: bool) -> None:
+def verify(cache: Path, drop: bool, as_json: bool = False) -> None:
     """Read every output of the current folder's dvc.lock, and its entry in DVC's cache; say what is not as recorded.
 
     Args:
         cache: DVC's cache folder.
         drop: delete damaged entries, and the workspace's files that hold the same bytes.
+        as_json: say it in JSON, before any refusal.
 
     Raises:
         MissingInput: there is no dvc.lock.
@@ -121,9 +122,13 @@ def verify(cache: Path, drop: bool) -> None:
         if content_hash(Path(path), known) != key and not bad.intersection(map(known, _files(Path(path))))
     ]
     absent = [path for path in hashes if path not in here]
-    print(f"{len(here)} outputs compared with {LOCK}, {known.bytes / 1e9:.2f} GB read with their cache entries")
-    if absent:
-        print(f"not here: {', '.join(absent)}")
+    if as_json:
+        told = {"damaged": [str(file) for file in (*damaged, *held)], "changed": changed, "absent": absent}
+        print(json.dumps({"outputs": len(here), "bytes": known.bytes, **told, "dropped": drop}, indent=2))
+    else:
+        print(f"{len(here)} outputs compared with {LOCK}, {known.bytes / 1e9:.2f} GB read with their cache entries")
+        if absent:
+            print(f"not here: {', '.join(absent)}")
     for file in [*damaged, *held] if drop else []:
         file.unlink(missing_ok=True)
     if damaged:

@@ -6,7 +6,9 @@ reaches in a matrix product, and so a lower bound that real stages miss by what 
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from ffprune.core.errors import MissingInput
 from ffprune.models.surgery import param_count
 from ffprune.models.view import ModelView
-from ffprune.stages.costs import costs
+from ffprune.stages.costs import Cost, costs
 from ffprune.stages.inputs import DTYPES
 from ffprune.stages.record import DENSE
 from ffprune.stages.sections import Params
@@ -78,7 +80,7 @@ def rate(dtype: torch.dtype, device: str) -> float:
     return size**3 / best
 
 
-def print_plan(name: str | None, params: Params) -> None:
+def print_plan(name: str | None, params: Params, as_json: bool = False) -> None:
     """Print the estimates, and what they rest on."""
     from rich.console import Console
     from rich.table import Table
@@ -88,13 +90,16 @@ def print_plan(name: str | None, params: Params) -> None:
     compute = params.compute
     torch.set_float32_matmul_precision(compute.matmul_precision)
     rates = {dtype: rate(dtype, compute.device) for dtype in (DTYPES[compute.dtype], torch.float32, torch.float64)}
+    stages = [(cost, _seconds(cost, list(rates.values()))) for cost in costs(view, params)]
+    if as_json:
+        about = {"model": place, "parameters": param_count(view.model), "device": compute.device}
+        print(json.dumps({**about, "stages": [_told(*stage) for stage in stages]}, indent=2))
+        return
     table = Table(title=f"{place}: {param_count(view.model):,} parameters")
     columns = ("stage", "memory (GB)", "mapped", "on the device", "disk (GB)", "time at least")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
-    for cost in costs(view, params):
-        amounts = zip((cost.products, cost.single, cost.double), rates.values(), strict=True)
-        seconds = sum(amount / speed for amount, speed in amounts)
+    for cost, seconds in stages:
         sizes = (cost.memory, cost.mapped, cost.device, cost.disk)
         table.add_row(cost.stage, *(f"{size / 1e9:,.1f}" for size in sizes), _duration(seconds))
     console = Console(width=100)
@@ -103,6 +108,18 @@ def print_plan(name: str | None, params: Params) -> None:
         f"memory: at most, wherever it is. Of it, mapped: pages of files, which the system takes back where memory is "
         f"short; on the device: on {compute.device} (compute.onload: {compute.onload})."
     )
+
+
+def _seconds(cost: Cost, rates: Sequence[float]) -> float:
+    """At least, with the multiply-adds a second of the three number formats."""
+    amounts = (cost.products, cost.single, cost.double)
+    return sum(amount / speed for amount, speed in zip(amounts, rates, strict=True))
+
+
+def _told(cost: Cost, seconds: float) -> dict[str, object]:
+    """A stage for scripts; sizes in bytes."""
+    sizes = {"memory": cost.memory, "mapped": cost.mapped, "on_device": cost.device, "disk": cost.disk}
+    return {"stage": cost.stage, **{f"{name}_bytes": round(size) for name, size in sizes.items()}, "seconds": seconds}
 
 
 def _duration(seconds: float) -> str:
