@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffprune.allocate.problem import Problem, distinct
+from ffprune.allocate.problem import Problem, Standing, distinct
 from ffprune.allocate.race import Candidate, compare, race
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import NonFiniteLoss
@@ -49,8 +49,9 @@ class Told(Bandit):
         return found
 
 
-def problem(reward: Told) -> Problem:
-    return Problem(UNITS, 0.3, Bounds(0.1, 1.0), "water_fill", 1, reward)
+def problem(reward: Told, seen: list[Standing] | None = None) -> Problem:
+    told = [] if seen is None else seen
+    return Problem(UNITS, 0.3, Bounds(0.1, 1.0), "water_fill", 1, reward, on_race=told.append)
 
 
 def named(count: int) -> list[tuple[str, Allocation]]:
@@ -152,3 +153,43 @@ def test_the_outcome_is_that_of_all_laps() -> None:
     assert pooled(laps[:1]) == laps[0]
     broken = pooled([laps[0], Outcome(0.0, math.inf, math.inf, 10.0, False, 100)])
     assert (broken.reward, broken.loss, broken.perplexity, broken.finite) == (0.0, math.inf, math.inf, False)
+
+
+@given(
+    st.integers(1, 20).flatmap(
+        lambda fixed: st.lists(st.lists(st.floats(0.1, 2), min_size=fixed, max_size=fixed), min_size=1, max_size=12)
+    ),
+    st.integers(0, 12),
+)
+def test_who_watches_sees_all_that_is_read_and_who_is_ahead(table: list[list[float]], known: int) -> None:
+    told = Told(dict(zip(POLICIES, table, strict=False)))
+    before = race(problem(told), named(min(known, len(table))))
+    earlier = sum(told.read.values())
+    seen: list[Standing] = []
+    found = race(problem(told, seen), named(len(table)), before)
+    read = sum(told.read.values()) - earlier
+    assert [standing.read for standing in seen] == sorted(standing.read for standing in seen)
+    # An upper bound, which only falls.
+    assert [standing.most for standing in seen] == sorted((standing.most for standing in seen), reverse=True)
+    assert (seen[-1].read, seen[-1].most) == (read, read) if seen else read == 0
+    assert [standing.starts for standing in seen] == [number == 0 for number in range(len(seen))]
+    if not known and seen:
+        assert seen[0].most == read
+        assert seen[-1].best in {candidate.name for candidate in found if len(candidate.laps) == len(found[0].laps)}
+        assert (seen[-1].best, seen[-1].perplexity) == (found[0].name, found[0].outcome.perplexity)
+
+
+def test_who_watches_is_told_as_it_goes() -> None:
+    told = Told({policy: [0.1 * (2 - i)] * 8 for i, policy in enumerate(POLICIES[:2])})
+    seen: list[Standing] = []
+    race(problem(told, seen), named(2))
+    assert [(s.read, s.most, s.best) for s in seen] == [
+        (0, 10, ""),
+        (1, 10, "0"),
+        (2, 10, "1"),
+        (2, 10, ""),
+        (3, 10, "1"),
+        (4, 10, "1"),
+        (4, 10, ""),
+        (10, 10, "1"),
+    ]

@@ -104,7 +104,8 @@ def test_own_task_by_path_and_by_name(
     expected = random.random(), torch.rand(1)
     random.seed(5)
     torch.manual_seed(5)
-    by_path = evaluate_tasks(small_llama, tokenizer, [str(task)])
+    told: list[tuple[int, int]] = []
+    by_path = evaluate_tasks(small_llama, tokenizer, [str(task)], progress=lambda *count: told.append(count))
     assert (random.random(), torch.rand(1)) == expected  # the caller's random state is untouched
     assert small_llama.training and tokenizer.pad_token is None
     by_name = evaluate_tasks(small_llama, tokenizer, [CLOZE_TASK], include_path=tmp_path, batch_size=3)
@@ -112,6 +113,8 @@ def test_own_task_by_path_and_by_name(
     scores = by_path[CLOZE_TASK]
     assert set(scores) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "n"}
     assert scores["n"] == 12
+    requests = sum(len(row["choices"]) for row in rows(task))
+    assert told == [(number, requests) for number in range(1, requests + 1)]
     assert capfd.readouterr() == ("", "")
     # The slow twin: whole logits, one choice at a time, float64.
     twin = small_llama.double().eval()

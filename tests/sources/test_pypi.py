@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -36,7 +35,7 @@ class Registry:
     def __init__(self, content: bytes = CONTENT) -> None:
         self.content, self.calls = content, 0
 
-    def __call__(self, arguments: list[str], destination: Path) -> tuple[int, str]:
+    def __call__(self, arguments: list[str], destination: Path, *_: object) -> tuple[int, str]:
         self.calls += 1
         write_wheel(destination, self.content)
         return 0, "Successfully downloaded tiny"
@@ -70,7 +69,9 @@ def test_a_damaged_cache_is_mended(registry: Registry, tmp_path: Path, damaged: 
     cache = tmp_path / "cache"
 
     class SameWheel(Registry):
-        def __call__(self, arguments: list[str], destination: Path) -> tuple[int, str]:
+        def __call__(
+            self, arguments: list[str], destination: Path, progress: pypi.Told | None = None
+        ) -> tuple[int, str]:
             (destination / "tiny-1.0-py3-none-any.whl").write_bytes(
                 (tmp_path / "tiny-1.0-py3-none-any.whl").read_bytes()
             )
@@ -95,7 +96,7 @@ def test_a_wrong_checksum_is_refused_and_told(registry: Registry, tmp_path: Path
 
 
 def test_a_wheel_that_is_no_zip_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def deliver(arguments: list[str], destination: Path) -> tuple[int, str]:
+    def deliver(arguments: list[str], destination: Path, progress: pypi.Told | None = None) -> tuple[int, str]:
         (destination / "tiny-1.0-py3-none-any.whl").write_bytes(b"not a zip")
         return 0, ""
 
@@ -119,7 +120,7 @@ def test_a_member_that_is_not_there_is_told(registry: Registry, tmp_path: Path) 
 def test_a_platform_without_wheel_takes_one_of_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[list[str]] = []
 
-    def deliver(arguments: list[str], destination: Path) -> tuple[int, str]:
+    def deliver(arguments: list[str], destination: Path, progress: pypi.Told | None = None) -> tuple[int, str]:
         asked.append(arguments)
         if len(asked) == 1:
             return 1, "ERROR: No matching distribution found for tiny==1.0"
@@ -132,7 +133,7 @@ def test_a_platform_without_wheel_takes_one_of_another(monkeypatch: pytest.Monke
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pypi, "run_pip", lambda a, d: (1, "ERROR: [Errno 28] No space left on device"))
+    monkeypatch.setattr(pypi, "run_pip", lambda *_: (1, "ERROR: [Errno 28] No space left on device"))
     with pytest.raises(DiskFull):
         pypi.fetch_member(source(), tmp_path)
 
@@ -145,18 +146,81 @@ def test_a_real_pip_without_index_becomes_a_lesson(monkeypatch: pytest.MonkeyPat
     assert "tiny==1.0" in str(refusal.value) and "pip config list" in str(refusal.value)
 
 
-def test_pip_is_asked_for_one_wheel_without_dependencies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[list[str]] = []
+FAKE_PIP = """#!{python}
+import os, sys, time
+from pathlib import Path
+Path("asked.txt").write_text("\\n".join(sys.argv[1:]))
+unpacked = Path(os.environ["TMPDIR"]) / "pip-unpack-1"
+unpacked.mkdir()
+print("  Downloading tiny-1.0-py3-none-any.whl (3.0 kB)", flush=True)
+with (unpacked / "tiny-1.0-py3-none-any.whl").open("wb", 0) as wheel:
+    wheel.write(bytes(1000))
+    while not Path("seen").exists():
+        time.sleep(0.01)
+    wheel.write(bytes(2000))
+print("a word of it", file=sys.stderr)
+sys.exit(3)
+"""
 
-    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        seen.append(command)
-        return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(subprocess, "run", run)
+@pytest.fixture
+def fake_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Python that is no Python: it answers as pip does that has loaded a third until somebody has seen it."""
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "python"
+    program.write_text(FAKE_PIP.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(pypi, "_SECONDS_BETWEEN_LOOKS", 0.02)
+
+
+def test_a_download_tells_how_far_it_is(fake_pip: None, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+        if done:
+            Path("seen").touch()
+
+    (folder := tmp_path / "wheels").mkdir()
+    status, output = pypi.run_pip(["tiny==1.0"], folder, progress)
+    assert (1000, 3000) in told
+    assert told == sorted(told)
+    assert (status, "a word of it" in output) == (3, True)
+    assert not list(folder.iterdir())
+
+
+def test_pip_is_asked_for_one_wheel_without_dependencies(fake_pip: None, tmp_path: Path) -> None:
+    Path("seen").touch()
     pypi.run_pip(["tiny==1.0"], tmp_path)
-    assert seen[0][:4] == [sys.executable, "-m", "pip", "download"]
-    assert {"--no-deps", "--only-binary=:all:", "tiny==1.0"} <= set(seen[0])
-    assert not any("index" in word or "http" in word for word in seen[0])
+    asked = Path("asked.txt").read_text().splitlines()
+    assert asked[:3] == ["-m", "pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:", "tiny==1.0"} <= set(asked)
+    assert not any("index" in word or "http" in word for word in asked)
+
+
+def test_pip_ends_with_who_waits_for_it(fake_pip: None, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pypi.run_pip(["tiny==1.0"], tmp_path, stop)
+    assert not any(path.name.startswith(".pip-") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        ("  Downloading tiny-1.0-py3-none-any.whl (258.5 MB)", 258_500_000),
+        ("Downloading https://x/tiny-1.0-py3-none-any.whl (12 kB)", 12_000),
+        ("  Downloading tiny-1.0-py3-none-any.whl.metadata (2.5 kB)\n  Using cached tiny-1.0.whl (1.2 MB)", 1_200_000),
+        ("Collecting tiny==1.0", 0),
+    ],
+)
+def test_the_size_that_pip_announces_is_read(line: str, size: int, tmp_path: Path) -> None:
+    (tmp_path / "printed.txt").write_text(line)
+    assert pypi._announced(tmp_path / "printed.txt") == size
 
 
 def test_a_source_needs_a_checksum_and_a_pinned_version() -> None:

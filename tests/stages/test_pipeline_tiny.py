@@ -50,7 +50,7 @@ from ffprune.stages.run import call, run_stage
 from ffprune.stages.sections import Params
 from tests.oracles import uneven
 from tests.stages.made_up import block_times
-from tests.stages.tiny_project import METHODS, MODELS, params, write_sources
+from tests.stages.tiny_project import METHODS, MODELS, params, seen_bars, write_sources
 from tests.tiny import mixtral
 
 # Half a minute of models that are made, cut, saved and reloaded: too long for `make check`.
@@ -163,7 +163,7 @@ def test_the_summary_has_the_promised_rows(chain: Path) -> None:
     assert {"perplexity", "params", "bytes", "path"} <= set(dense)
     assert [(r["sparsity_target"], r["method"]) for r in found["rows"]] == [(s, m) for s in (0.2, 0.3) for m in METHODS]
     for row in found["rows"]:
-        assert set(row) >= ROW
+        assert set(row) >= {*ROW, "zero_shot"}
         assert row["granularity"] == "structured"
         assert row["dense_perplexity"] == dense["perplexity"]
         assert all(row[key] > 0 for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "seconds", "perplexity"))
@@ -387,6 +387,34 @@ def test_a_search_without_repairs_needs_no_grams(scratch: Path) -> None:
     (scratch / "data/stats/grams/layers.1.safetensors").write_bytes(b"")
     run("search", params(search={"compensated": False}))
     assert json.loads(Path(SEARCH_POLICY).read_text())["sparsity"] >= 0.2
+
+
+def test_long_steps_show_how_far_they_are(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = seen_bars(monkeypatch)
+
+    def seen(stage: str, **changes: Any) -> dict[str, tuple[int, int]]:
+        bars.clear()
+        run(stage, params(**changes))
+        return {bar.description: (bar._done, bar.total) for bar in bars}
+
+    # Without a trial, the race of candidates is all that there is to see.
+    (race,) = seen("transfer", transfer={"episodes": 0}).items()
+    assert race[0] == "transfer 0.3, samples of candidates"
+    assert race[1][0] == race[1][1] >= params().search.final_samples
+    assert "best " in bars[0]._shown and "perplexity " in bars[0]._shown
+    units, repairs = 4, params().ridge.repairs
+    assert seen("ridge") == {
+        f"repair {name}, units": (2 * units * len(policies), 2 * units * len(policies))
+        for name, policies in repairs.items()
+        if policies
+    }
+    assert seen("report") == {"report": (9, 9)}
+    assert list(seen("download")) == ["download text (MB)", "download model (MB)", "save model"]
+    assert [bar._shown for bar in bars] == [
+        "source the local path source/text.txt",
+        "source the local path source/model",
+        "",
+    ]
 
 
 def test_a_search_with_a_smaller_bank_or_none_finds_the_same(scratch: Path) -> None:

@@ -6,13 +6,16 @@ import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import pytest
 from transformers import PreTrainedModel
 
 from ffprune.models.checkpoint import save_model
+from ffprune.stages import context
 from ffprune.stages.params import read_yaml
+from ffprune.stages.progress import Progress
 from ffprune.stages.sections import Params
 from tests.tiny import character_tokenizer, llama, opt, spread
 from tests.toy import REPO
@@ -97,3 +100,16 @@ def write_sources(root: Path, model: PreTrainedModel) -> None:
     (root / "source").mkdir()
     save_model(spread(model), character_tokenizer(), root / "source" / "model")
     write_text(root / "source" / "text.txt")
+
+
+def seen_bars(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
+    """Bars that stages show from now on, in this order."""
+    bars: list[Progress] = []
+
+    class Seen(Progress):
+        def __enter__(self) -> Self:
+            bars.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(context, "Progress", Seen)
+    return bars

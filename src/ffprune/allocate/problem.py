@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,6 +43,29 @@ class Reward(Protocol):
 
 
 @dataclass(frozen=True)
+class Standing:
+    """How far a race of candidates (:mod:`ffprune.allocate.race`) is.
+
+    Attributes:
+        read: samples that policies have read in it so far, each policy's counted.
+        most: samples that they will read in all, at most.
+        best: name of the policy that is ahead on the text of this lap; empty before the first has read it.
+        perplexity: its perplexity on that text; infinite where it is not finite or there is none.
+        starts: whether the race has just begun.
+    """
+
+    read: int
+    most: int
+    best: str = ""
+    perplexity: float = math.inf
+    starts: bool = False
+
+
+def _unwatched(standing: Standing) -> None:
+    """Nobody looks."""
+
+
+@dataclass(frozen=True)
 class Problem:
     """Units, target, bounds and a reward: all that an allocator may know.
 
@@ -53,6 +77,7 @@ class Problem:
         step: FFN channels go in multiples of this during search.
         reward: evaluates a policy.
         starts: named policies known beforehand; the best of them is where a search starts.
+        on_race: told how far a race is: as it begins, with every lap and every policy.
     """
 
     units: tuple[Unit, ...]
@@ -62,6 +87,7 @@ class Problem:
     step: int
     reward: Reward
     starts: dict[str, Allocation] = field(default_factory=dict)
+    on_race: Callable[[Standing], None] = _unwatched
 
     def allocate(self, scores: NDArray[np.float64], sparsity: float) -> Allocation:
         """The policy mapping F (FF Alg. 1) under this problem's bounds."""

@@ -8,10 +8,11 @@ compared on the same text only.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from ffprune.allocate.problem import Problem, distinct
+from ffprune.allocate.problem import Problem, Standing, distinct
 from ffprune.core.errors import NonFiniteLoss
 from ffprune.core.outcome import Outcome, Samples, pooled
 from ffprune.core.units import Allocation
@@ -57,8 +58,10 @@ def race(
     # With few samples laps coincide: the later one's number holds.
     laps = {math.ceil(share * problem.reward.fixed): least for share, least in _LAPS}
     first = 0
+    watch = _Watch(problem, laps)
     for lap, (end, least) in enumerate(laps.items()):
-        running = _run(problem, running, lap, Samples(end - first, None, first))
+        watch.begin(lap, running)
+        running = _run(problem, running, lap, Samples(end - first, None, first), watch)
         first = end
         if end < problem.reward.fixed:
             most = max(least, math.ceil(len(running) / 2))
@@ -73,15 +76,51 @@ def race(
     return sorted(whole, key=lambda candidate: candidate.outcome.loss) + rest
 
 
-def _run(problem: Problem, running: Sequence[Candidate], lap: int, samples: Samples) -> list[Candidate]:
+def _run(problem: Problem, running: Sequence[Candidate], lap: int, samples: Samples, watch: _Watch) -> list[Candidate]:
     """The candidates after one more lap, best first by all laps up to it."""
     missing = [candidate for candidate in running if len(candidate.laps) == lap]
-    outcomes = iter(list(problem.reward.many([candidate.allocation for candidate in missing], samples)))
-    after = [
-        replace(candidate, laps=(*candidate.laps, next(outcomes))) if len(candidate.laps) == lap else candidate
-        for candidate in running
-    ]
+    outcomes = problem.reward.many([candidate.allocation for candidate in missing], samples)
+    scored = []
+    for candidate, outcome in zip(missing, outcomes, strict=True):
+        scored.append(replace(candidate, laps=(*candidate.laps, outcome)))
+        watch.read(samples.count, scored[-1])
+    fresh = iter(scored)
+    after = [next(fresh) if len(candidate.laps) == lap else candidate for candidate in running]
     return sorted(after, key=lambda candidate: pooled(candidate.laps[: lap + 1]).loss)
+
+
+class _Watch:
+    """Tells how far a race is.
+
+    Args:
+        problem: whose ``on_race`` is told.
+        laps: samples up to which each lap goes, and how many policies at least go on behind it.
+    """
+
+    def __init__(self, problem: Problem, laps: Mapping[int, int]) -> None:
+        ends = [0, *laps]
+        self._tell, self._least = problem.on_race, list(laps.values())
+        self._samples = [end - first for first, end in pairwise(ends)]
+        self._read = self._most = 0
+        self._best, self._leads = "", Outcome(0.0, math.inf, math.inf, math.inf, False, 0)
+
+    def begin(self, lap: int, running: Sequence[Candidate]) -> None:
+        """A lap begins; nothing is told before there is something to read."""
+        left, field = 0, len(running)
+        for later in range(lap, len(self._samples)):
+            # Who will go on is not known; as many as go on, but not more than have not read this yet.
+            left += self._samples[later] * min(field, sum(len(candidate.laps) <= later for candidate in running))
+            field = min(field, max(self._least[later], math.ceil(field / 2)))
+        starts, self._most, self._best = not self._most, self._read + left, ""
+        if left or not starts:
+            self._tell(Standing(self._read, self._most, starts=starts))
+
+    def read(self, samples: int, candidate: Candidate) -> None:
+        """A policy has read this lap's samples."""
+        self._read += samples
+        if not self._best or candidate.outcome.loss < self._leads.loss:
+            self._best, self._leads = candidate.name, candidate.outcome
+        self._tell(Standing(self._read, self._most, self._best, self._leads.perplexity))
 
 
 def compare(

@@ -9,7 +9,7 @@ import logging
 import random
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def evaluate_tasks(
     batch_size: int = 8,
     seed: int = 0,
     data: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Zero-shot accuracy on tasks, by lm-eval's own model wrapper, task loader and evaluator.
 
@@ -55,6 +56,7 @@ def evaluate_tasks(
         data: folder with documents of stock tasks, ``TASK_SPLIT.jsonl`` or ``TASK_SPLIT*.jsonl`` with a split train,
             validation or test: a JSON object a line, fields as on the hub. A stock task that is asked by its own
             name (not through a group or tag) and has a file here reads nothing else; one without goes to the hub.
+        progress: told of requests answered and in all; an item is as many requests as it has choices.
 
     Returns:
         Task (or group) name -> ``acc``, ``acc_stderr``, ``acc_norm``, ``acc_norm_stderr`` or whatever
@@ -91,6 +93,8 @@ def evaluate_tasks(
             batch_size=batch_size,
             softmax_dtype="float32",
         )
+        if progress is not None:
+            _watch(harness, progress)
         # evaluate, not simple_evaluate: the latter only adds seeds (set here) and a description of the
         # machine that runs pip and git, seven seconds per call.
         results = evaluator.evaluate(
@@ -102,6 +106,29 @@ def evaluate_tasks(
             confirm_run_unsafe_code=False,
         )
     return {name: _metrics(rows, results["n-samples"].get(name)) for name, rows in results["results"].items()}
+
+
+def _watch(harness: Any, progress: Callable[[int, int], None]) -> None:
+    """Have the answers of lm-eval's model counted, through the hook by which it offers each to a cache."""
+    asked = answered = 0
+
+    class Counting:
+        def add_partial(self, kind: str, request: object, answer: object) -> None:
+            nonlocal answered
+            answered += 1
+            progress(answered, asked)
+
+    def counting(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def answer_all(requests: Sequence[Any], *rest: Any, **options: Any) -> Any:
+            nonlocal asked
+            asked += len(requests)
+            return answer(requests, *rest, **options)
+
+        return answer_all
+
+    harness.set_cache_hook(Counting())
+    for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+        setattr(harness, kind, counting(getattr(harness, kind)))
 
 
 # --- tasks -----------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ def fetch_model(
     cache_dir: Path,
     trust_remote_code: bool = False,
     storage_dtype: StorageDtype = "float16",
+    progress: pypi.Told | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """Fetch, check and load a model on the CPU, in evaluation mode.
 
@@ -59,6 +60,7 @@ def fetch_model(
         cache_dir: where downloads from the package registry are kept (the hub has a cache of its own).
         trust_remote_code: whether Python code that comes with the model may run.
         storage_dtype: number format of the weights, in memory and when saved.
+        progress: told of a download from the package registry.
 
     Returns:
         The model, its tokenizer, and facts for the record: ``kind``, ``source``, ``name``, ``architecture``,
@@ -73,7 +75,7 @@ def fetch_model(
         UnsupportedArchitecture: no family fits the model (told before weights of the hub are downloaded).
     """
     asked = describe(source)
-    path, facts = _locate(source, cache_dir, trust_remote_code)
+    path, facts = _locate(source, cache_dir, trust_remote_code, progress)
     folder, gguf = local.checkpoint_files(path, asked)
     with quiet_transformers(), _load_errors_explained(asked):
         if gguf is None:
@@ -101,7 +103,9 @@ def fetch_model(
     return model, tokenizer, facts
 
 
-def _locate(source: Source, cache_dir: Path, trust_remote_code: bool) -> tuple[Path, dict[str, Any]]:
+def _locate(
+    source: Source, cache_dir: Path, trust_remote_code: bool, progress: pypi.Told | None
+) -> tuple[Path, dict[str, Any]]:
     """Path of the checkpoint on this machine, and what is known about it already."""
     if isinstance(source, PypiSource):
         if not source.member.endswith(".gguf"):
@@ -110,7 +114,7 @@ def _locate(source: Source, cache_dir: Path, trust_remote_code: bool) -> tuple[P
                 "From a wheel, models are read as one .gguf file",
                 "Set member to a .gguf file, or use `kind: local` with a checkpoint folder",
             )
-        return pypi.fetch_member(source, cache_dir), {}
+        return pypi.fetch_member(source, cache_dir, progress), {}
     if isinstance(source, HubSource):
         folder = hub.fetch_description(source, trust_remote_code)
         with quiet_transformers(), _load_errors_explained(describe(source)):  # refuse before weights travel

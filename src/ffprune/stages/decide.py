@@ -6,20 +6,20 @@ A stage of its own, so that a search is not made again when the cut that follows
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ffprune.allocate.problem import Standing
 from ffprune.allocate.request import Decision, Looked
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts, figures
 from ffprune.stages.context import StageContext
 from ffprune.stages.deciding import Deciding
 from ffprune.stages.inputs import DTYPES, load, recipe_calibration, validation_windows
-from ffprune.stages.progress import Progress
+from ffprune.stages.progress import Bars
 from ffprune.stages.recipes import check_onload
 from ffprune.stages.record import dense_model
 from ffprune.stages.search_journal import SearchJournal
@@ -53,6 +53,7 @@ def run(ctx: StageContext) -> None:
         store=lambda sparsity: SearchStore(_folder(ctx, sparsity), deciding.units),
         journal=lambda: SearchJournal(_folder(ctx, recipe.sparsity)),
         on_trial=bars.trial,
+        on_race=bars.candidates,
     )
     deciding.check()
     started = time.monotonic()
@@ -66,29 +67,26 @@ def run(ctx: StageContext) -> None:
     ctx.log_figure(drawn, "policy.png")
 
 
-class _Bars(ExitStack):
-    """Progress of a decision, a bar after the other: layers, whenever it calibrates, and trials, if it searches."""
+class _Bars(Bars):
+    """Progress of a decision: layers, whenever it calibrates; trials and races of candidates, if it searches."""
 
     def __init__(self, ctx: StageContext, name: str, trials: int) -> None:
-        super().__init__()
+        super().__init__(ctx.progress)
         self._ctx, self._name, self._trials = ctx, name, trials
-        self._step, self._bar = "", ctx.progress(0, name)
 
     def layer(self, done: int, total: int) -> None:
         """A layer was calibrated."""
-        self._at("calibrate", total, anew=done == 1).advance_to(done)
+        self.at(f"calibrate {self._name}", total, anew=done == 1).advance_to(done)
 
     def trial(self, number: int, trial: Looked) -> None:
         """A policy was tried."""
         reward, perplexity = trial.reward, min(trial.perplexity, 1e9)
         self._ctx.log_metrics({"reward": reward, "perplexity": perplexity}, number)
-        self._at("search", self._trials).update(reward=reward, perplexity=perplexity)
+        self.at(f"search {self._name}", self._trials, number).update(reward=reward, perplexity=perplexity)
 
-    def _at(self, step: str, total: int, anew: bool = False) -> Progress:
-        if anew or step != self._step:
-            self.close()
-            self._step, self._bar = step, self.enter_context(self._ctx.progress(total, f"{step} {self._name}"))
-        return self._bar
+    def candidates(self, standing: Standing) -> None:
+        """Policies are compared."""
+        self.race(f"search {self._name}, samples of candidates", standing)
 
 
 def _folder(ctx: StageContext, sparsity: float) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ffprune.allocate.besa import learn_rates
 from ffprune.allocate.journal import Journal, NoJournal, Replayed
-from ffprune.allocate.problem import Problem, Reward
+from ffprune.allocate.problem import Problem, Reward, Standing
 from ffprune.allocate.request import Allocator, Decision, Evidence, Looked, Need, Request
 from ffprune.allocate.search import Store
 from ffprune.compress import structured, unstructured
@@ -55,6 +55,7 @@ class Deciding:
         store: where the search at a sparsity keeps its state.
         journal: where a search that goes on by replay keeps its rewards.
         on_trial: told of every trial.
+        on_race: told how far a race of candidates is.
         trials: every trial so far.
     """
 
@@ -70,6 +71,7 @@ class Deciding:
     store: Callable[[float], Store]
     journal: Callable[[], Journal] = NoJournal
     on_trial: Callable[[int, Looked], None] = lambda number, trial: None
+    on_race: Callable[[Standing], None] = lambda standing: None
     trials: list[Looked] = field(default_factory=list)
     _rankings: list[Ranking] = field(default_factory=list)
 
@@ -110,7 +112,15 @@ class Deciding:
     def _request(self, reward: Reward) -> Request:
         recipe, search, allocator = self.recipe, self.study.search, self.rows[0]
         return Request(
-            problem=Problem(self.units, recipe.sparsity, self.study.bounds(), allocator.mapping, search.step, reward),
+            problem=Problem(
+                self.units,
+                recipe.sparsity,
+                self.study.bounds(),
+                allocator.mapping,
+                search.step,
+                reward,
+                on_race=self.on_race,
+            ),
             evidence=self._evidence(),
             half_width=self.study.owl_half_width if recipe.allocator == "owl" else self.study.rank_half_width,
             trials=recipe.trials or 0,

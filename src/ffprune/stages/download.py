@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ffprune.models.checkpoint import save_model
-from ffprune.sources.base import ModelParams
+from ffprune.sources.base import ModelParams, Source, SplitSources, describe
 from ffprune.sources.model import fetch_model
 from ffprune.sources.split import join
 from ffprune.sources.text import fetch_splits
 from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
+from ffprune.stages.progress import Bars
 from ffprune.stages.record import CALIBRATION, DENSE, DOWNLOADED, TEST, VALIDATION
 
 CACHE = Path(".ckpt/sources")
@@ -21,7 +22,8 @@ CACHE = Path(".ckpt/sources")
 def run(ctx: StageContext) -> None:
     """Fetch text first: it is small, and what is wrong with it is known before a large model is fetched."""
     params = ctx.params
-    splits = fetch_splits(params.data, CACHE)
+    with Bars(ctx.progress) as bars:
+        splits = fetch_splits(params.data, CACHE, bars.megabytes("download text", source=_shown(params.data.source)))
     facts = store_model(ctx, params.model, DENSE)
     sizes = {}
     for name, path in (("calibration", CALIBRATION), ("validation", VALIDATION), ("test", TEST)):
@@ -34,7 +36,17 @@ def run(ctx: StageContext) -> None:
 
 def store_model(ctx: StageContext, params: ModelParams, folder: str) -> dict[str, Any]:
     """Fetch a dense model into a folder; gives the facts of :func:`fetch_model`, and the run its name."""
-    model, tokenizer, facts = fetch_model(params.source, CACHE, params.trust_remote_code, params.storage_dtype)
-    save_model(model, tokenizer, ctx.path(folder))
+    with Bars(ctx.progress) as bars:
+        told = bars.megabytes("download model", source=_shown(params.source))
+        model, tokenizer, facts = fetch_model(
+            params.source, CACHE, params.trust_remote_code, params.storage_dtype, told
+        )
+        bars.at("save model", 0)
+        save_model(model, tokenizer, ctx.path(folder))
     ctx.set_tags(model=str(facts["name"]))
     return facts
+
+
+def _shown(source: Source | SplitSources) -> str:
+    """A source beside a bar; of three, the last is as good as any."""
+    return describe(source.test if isinstance(source, SplitSources) else source)

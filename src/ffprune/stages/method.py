@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ffprune.compress.table import COMPRESSORS
 from ffprune.core.gptq import bits_per_weight, compression_ratio
@@ -21,6 +22,7 @@ from ffprune.stages.compressing import check_model, check_save, compress
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import DTYPES, load, recipe_calibration, sample_windows
 from ffprune.stages.policies import read_policy
+from ffprune.stages.progress import Bars
 from ffprune.stages.record import DECIDE, dense_model
 from ffprune.stages.sections import Recipe
 from ffprune.stages.zero_shot import ask
@@ -104,27 +106,47 @@ def _measured(ctx: StageContext, recipe: Recipe, view: ModelView) -> dict[str, A
     study, compute, seed = ctx.params.study, ctx.params.compute, ctx.params.seed
     model, dense = view.model, ctx.path(dense_model(recipe.model))
     model.to(dtype=DTYPES[compute.dtype])  # type: ignore[call-arg]
-    texts = {}
-    for text, path in study.texts.items():
-        windows = sample_windows(dense, ctx.path(path), study.seqlen, study.windows, seed, "study.windows")
-        found = perplexity(model, windows, study.batch_size, require_finite=recipe.compressor == "none")
-        texts[text] = {
-            "value": found.value if found.finite else None,
-            "stderr": found.stderr,
-            "windows": found.windows,
-            "seqlen": found.seqlen,
-            "tokens": found.tokens,
-        }
-    result: dict[str, Any] = {"perplexity": texts, "dtype": compute.dtype, "seed": seed, "zero_shot": {}, "speed": {}}
-    if recipe.zero_shot:
-        source = ctx.path(next(iter(study.texts.values())))
-        result["zero_shot"] = ask(model, dense, source, study.zero_shot, seed)
-    if recipe.speed:
-        models = {"dense": load(dense, compute), "pruned": model}
-        timing = study.speed
-        speeds = measure(models, timing.prefill_tokens, timing.decode_tokens, repeats=timing.repeats, seed=seed)
-        result["speed"] = {key: value for key, value in asdict(speeds["pruned"]).items() if "ratios" not in key}
+    with Bars(ctx.progress) as bars:
+        texts = {text: _perplexity(ctx, recipe, model, text, bars) for text in study.texts}
+        result = {"perplexity": texts, "dtype": compute.dtype, "seed": seed, "zero_shot": {}, "speed": {}}
+        if recipe.zero_shot:
+            source = ctx.path(next(iter(study.texts.values())))
+            told = bars.steps(f"zero-shot {ctx.stage.key}, requests")
+            result["zero_shot"] = ask(model, dense, source, study.zero_shot, seed, told)
+        if recipe.speed:
+            models, timing = {"dense": load(dense, compute), "pruned": model}, study.speed
+            speeds = measure(
+                models,
+                timing.prefill_tokens,
+                timing.decode_tokens,
+                repeats=timing.repeats,
+                seed=seed,
+                progress=bars.steps(f"speed {ctx.stage.key}, turns"),
+            )
+            result["speed"] = {key: value for key, value in asdict(speeds["pruned"]).items() if "ratios" not in key}
     return result
+
+
+def _perplexity(ctx: StageContext, recipe: Recipe, model: PreTrainedModel, text: str, bars: Bars) -> dict[str, Any]:
+    """On one of ``study.texts``, with its uncertainty and what was read."""
+    study = ctx.params.study
+    windows = sample_windows(
+        ctx.path(dense_model(recipe.model)),
+        ctx.path(study.texts[text]),
+        study.seqlen,
+        study.windows,
+        ctx.params.seed,
+        "study.windows",
+    )
+    told = bars.steps(f"perplexity {ctx.stage.key} on {text}, windows", len(windows))
+    found = perplexity(model, windows, study.batch_size, told, require_finite=recipe.compressor == "none")
+    return {
+        "value": found.value if found.finite else None,
+        "stderr": found.stderr,
+        "windows": found.windows,
+        "seqlen": found.seqlen,
+        "tokens": found.tokens,
+    }
 
 
 def _show(ctx: StageContext, result: dict[str, Any]) -> None:

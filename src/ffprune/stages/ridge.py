@@ -19,6 +19,7 @@ from ffprune.stages import artifacts
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import DTYPES, calibration_windows, dense_view, kept_granules, read_grams, read_orders
 from ffprune.stages.policies import read_policy
+from ffprune.stages.progress import Progress
 from ffprune.stages.record import DENSE, GRAMS, ORDER, PRUNED, REPAIRED
 
 
@@ -37,28 +38,30 @@ def run(ctx: StageContext) -> None:
     tokenizer = load_tokenizer(ctx.path(DENSE))
     storage = stored_dtype(ctx.path(DENSE))
     targets = sorted(path for path in ctx.path(PRUNED).iterdir() if path.is_dir())
-    wanted = [
-        (target, policy, name) for target in targets for name in params.repairs for policy in params.repairs[name]
-    ]
-    sizes = [sum(f.stat().st_size for f in (target / policy).iterdir()) for target, policy, _ in wanted]
-    artifacts.check_room(ctx.path(REPAIRED), sum(sizes))
+    wanted = {
+        name: [(target, policy) for target in targets for policy in policies]
+        for name, policies in params.repairs.items()
+        if policies
+    }
+    cuts = [target / policy for pairs in wanted.values() for target, policy in pairs]
+    artifacts.check_room(ctx.path(REPAIRED), sum(file.stat().st_size for cut in cuts for file in cut.iterdir()))
     makers = {"ridge": _own_output, "stream": _stream}
     # What a repair reads is read once, for all policies, and only if one asks for it.
-    repairs = {name: makers[name](ctx, dense, orders) for name, policies in params.repairs.items() if policies}
-    with (
-        artifacts.atomic_dir(ctx.path(REPAIRED)) as out,
-        ctx.progress(len(wanted) * len(dense.units), "ridge") as bar,
-    ):
-        for target, policy, name in wanted:
-            facts = target / f"{policy}.json"
-            method = f"{policy}+{name}"
+    repairs = {name: makers[name](ctx, dense, orders) for name in wanted}
+    with artifacts.atomic_dir(ctx.path(REPAIRED)) as out:
+        for name, pairs in wanted.items():
+            # A bar for every repair: one takes many times as long as another.
+            with ctx.progress(len(pairs) * len(dense.units), f"repair {name}, units") as bar:
+                for target, policy in pairs:
+                    facts = target / f"{policy}.json"
+                    method = f"{policy}+{name}"
 
-            def done(units: int, shown: str = f"{target.name}/{method}") -> None:
-                bar.update(units, model=shown)
+                    def done(units: int, bar: Progress = bar, shown: str = f"{target.name}/{method}") -> None:
+                        bar.update(units, model=shown)
 
-            model = repairs[name](read_policy(facts)[0], done)
-            save_model(model, tokenizer, out / target.name / method, storage)
-            shutil.copyfile(facts, out / target.name / f"{method}.json")
+                    model = repairs[name](read_policy(facts)[0], done)
+                    save_model(model, tokenizer, out / target.name / method, storage)
+                    shutil.copyfile(facts, out / target.name / f"{method}.json")
 
 
 Repair = Callable[[Allocation, Callable[[int], None]], PreTrainedModel]

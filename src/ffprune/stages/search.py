@@ -27,6 +27,7 @@ from ffprune.stages import artifacts, figures
 from ffprune.stages.budget import Budget, facts_of, warn_of_another_machine
 from ffprune.stages.cluster import hired
 from ffprune.stages.context import StageContext
+from ffprune.stages.progress import Bars
 from ffprune.stages.record import CURVES, DENSE, LATENCY, SEARCH_AGENT, SEARCH_EPISODES, SEARCH_POLICY, TRACES
 from ffprune.stages.search_reward import search_reward
 from ffprune.stages.search_store import SearchStore
@@ -66,12 +67,21 @@ def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
     budget.check(task.sparsity, bounds)
     units = budget.units
     best = 0.0
-    with (
-        hired(partial(search_reward, ctx), ctx.workers, params) as reward,
-        ctx.progress(task.episodes, f"{ctx.stage.name} {task.sparsity:g}") as bar,
-    ):
+    name = f"{ctx.stage.name} {task.sparsity:g}"
+    with hired(partial(search_reward, ctx), ctx.workers, params) as reward, Bars(ctx.progress) as bars:
         starts = _starts(ctx, units, task.sparsity, bounds)
-        problem = Problem(units, task.sparsity, bounds, params.mapping, params.step, reward, starts)
+        problem = Problem(
+            units,
+            task.sparsity,
+            bounds,
+            params.mapping,
+            params.step,
+            reward,
+            starts,
+            partial(bars.race, f"{name}, samples of candidates"),
+        )
+        if task.episodes:
+            bars.at(name, task.episodes)
 
         def show(episode: Episode) -> None:
             nonlocal best
@@ -81,7 +91,7 @@ def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
                 "perplexity": min(episode.outcome.perplexity, 1e9),
                 "sparsity": episode.allocation.sparsity,
             }
-            bar.update(1, **shown, best=best)
+            bars.at(name, task.episodes, episode.number).update(1, **shown, best=best)
             ctx.log_metrics(shown, episode.number)
 
         store = SearchStore(ctx.checkpoint_dir, units)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -24,7 +25,14 @@ def check_text(text: Path, params: Tasks, seed: int) -> None:
             build_cloze_task(text.read_text(encoding="utf-8"), Path(folder), params.items, seed)
 
 
-def ask(model: PreTrainedModel, tokenizer: Path, text: Path, params: Tasks, seed: int) -> dict[str, dict[str, float]]:
+def ask(
+    model: PreTrainedModel,
+    tokenizer: Path,
+    text: Path,
+    params: Tasks,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, dict[str, float]]:
     """Metrics per task.
 
     Args:
@@ -33,6 +41,7 @@ def ask(model: PreTrainedModel, tokenizer: Path, text: Path, params: Tasks, seed
         text: what ``wiki_continuation`` is made from.
         params: which tasks, how many items, and the folder with documents of stock tasks.
         seed: of the draws.
+        progress: told of requests answered and in all.
 
     Returns:
         What :func:`ffprune.evaluate.harness.evaluate_tasks` found.
@@ -57,4 +66,5 @@ def ask(model: PreTrainedModel, tokenizer: Path, text: Path, params: Tasks, seed
             params.batch_size,
             seed,
             Path(params.data),
+            progress,
         )
