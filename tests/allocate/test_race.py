@@ -64,15 +64,15 @@ def named(count: int) -> list[tuple[str, Allocation]]:
     )
 )
 def test_it_is_halving_on_growing_text(table: list[list[float]]) -> None:
-    """Against the definition: sort by the mean up to here, keep the better half; two at least after an eighth."""
+    """Against the definition: sort by the mean up to here, keep the better half; two at least after a quarter."""
     told = Told(dict(zip(POLICIES, table, strict=False)))
     found = race(problem(told), named(len(table)))
     fixed = told.fixed
     left, gone = list(range(len(table))), list[int]()
-    for end in sorted({math.ceil(fixed / 8), math.ceil(fixed / 4), fixed}):
+    for end in sorted({math.ceil(fixed / 4), math.ceil(fixed / 2), fixed}):
         left.sort(key=lambda i: round(math.fsum(table[i][:end]) / end, 9))
         if end < fixed:
-            keep = max(1 if end >= fixed / 4 else 2, (len(left) + 1) // 2)
+            keep = max(1 if end >= fixed / 2 else 2, (len(left) + 1) // 2)
             left, gone = left[:keep], left[keep:] + gone
     assert {c.allocation for c in found[: len(left)]} == {POLICIES[i] for i in left}
     assert sum(told.read.values()) == sum(candidate.outcome.tokens for candidate in found)
@@ -81,24 +81,24 @@ def test_it_is_halving_on_growing_text(table: list[list[float]]) -> None:
     assert len(found) == len(table)
 
 
-def test_losers_cost_an_eighth() -> None:
+def test_losers_cost_a_quarter() -> None:
     told = Told({policy: [0.1 * (1 + i)] * 16 for i, policy in enumerate(POLICIES[:6])})
     found = race(problem(told), named(6))
     assert [candidate.name for candidate in found] == list("012345")
-    assert [told.read[policy] for policy in POLICIES[:6]] == [16, 16, 4, 2, 2, 2]
+    assert [told.read[policy] for policy in POLICIES[:6]] == [16, 16, 8, 4, 4, 4]
 
 
 def test_what_is_known_is_not_asked_again_and_still_compared_on_the_same_text() -> None:
     # The first is ahead at the start and behind in the end.
-    losses = {POLICIES[0]: [0.1] * 2 + [0.9] * 14, POLICIES[1]: [0.6] * 16, POLICIES[2]: [0.3] * 16}
+    losses = {POLICIES[0]: [0.1] * 4 + [0.9] * 12, POLICIES[1]: [0.6] * 16, POLICIES[2]: [0.3] * 16}
     told = Told(losses)
     known = race(problem(told), named(2))
-    assert {c.name: c.outcome.tokens for c in known} == {"1": 4, "0": 16}
+    assert {c.name: c.outcome.tokens for c in known} == {"1": 8, "0": 16}
     before = Counter(told.read)
     found = race(problem(told), named(3), known)
     assert [candidate.name for candidate in found] == ["2", "0", "1"]
     assert told.read - before == {POLICIES[2]: 16}
-    assert {c.name: c.outcome.tokens for c in found} == {"0": 16, "1": 4, "2": 16}
+    assert {c.name: c.outcome.tokens for c in found} == {"0": 16, "1": 8, "2": 16}
 
 
 def test_one_left_behind_earlier_may_come_back() -> None:
@@ -122,7 +122,7 @@ def test_copies_of_a_policy_run_once_under_the_first_name() -> None:
     assert [name for name, _ in distinct(pair)] == ["a", "b"]
     told = Told({POLICIES[0]: [0.5] * 8, POLICIES[1]: [0.4] * 8})
     assert [candidate.name for candidate in race(problem(told), pair)] == ["b", "a"]
-    assert told.read == {POLICIES[0]: 2, POLICIES[1]: 8}
+    assert told.read == {POLICIES[0]: 4, POLICIES[1]: 8}
 
 
 def test_what_is_not_finite_comes_last_and_alone_is_refused() -> None:
@@ -184,12 +184,12 @@ def test_who_watches_is_told_as_it_goes() -> None:
     seen: list[Standing] = []
     race(problem(told, seen), named(2))
     assert [(s.read, s.most, s.best) for s in seen] == [
-        (0, 10, ""),
-        (1, 10, "0"),
-        (2, 10, "1"),
-        (2, 10, ""),
-        (3, 10, "1"),
-        (4, 10, "1"),
-        (4, 10, ""),
-        (10, 10, "1"),
+        (0, 12, ""),
+        (2, 12, "0"),
+        (4, 12, "1"),
+        (4, 12, ""),
+        (6, 12, "1"),
+        (8, 12, "1"),
+        (8, 12, ""),
+        (12, 12, "1"),
     ]

@@ -114,9 +114,14 @@ def guided(
             on_episode(log[-1])
         store.save(agent.state(), log, ())
 
-    found = [*_starts(problem, surrogate, earlier), ("model of the loss", _best(problem, surrogate, problem.sparsity))]
+    starts = list(problem.starts.items())
+    own = [("model of the loss", _best(problem, surrogate, problem.sparsity))]
     if log or trained is not None:  # else the agent has learnt nothing
-        found.append(("agent", world.allocate(agent.scores(problem.sparsity), problem.sparsity)))
+        own.append(("agent", world.allocate(agent.scores(problem.sparsity), problem.sparsity)))
+    if len(earlier.loss):
+        # The search before compared all of these; the model that it taught knows which are worth it again.
+        starts, own = _liked(surrogate, starts), _liked(surrogate, own)
+    found = starts + own
     if log:
         means, _ = surrogate.predict([e.allocation.kept for e in log])
         ranked = [log[int(i)] for i in np.argsort(means, kind="stable")]
@@ -136,13 +141,12 @@ def guided(
     )
 
 
-def _starts(problem: Problem, surrogate: Surrogate, earlier: _Trials) -> list[tuple[str, Allocation]]:
-    """The starts to compare: all; behind an earlier search, which compared them, the one that its model likes best."""
-    starts = list(problem.starts.items())
-    if not starts or not len(earlier.loss):
-        return starts
-    means, _ = surrogate.predict([allocation.kept for _, allocation in starts])
-    return [starts[int(means.argmin())]]
+def _liked(surrogate: Surrogate, policies: list[tuple[str, Allocation]]) -> list[tuple[str, Allocation]]:
+    """Of some policies the one that the model of the loss likes best; none of none."""
+    if not policies:
+        return []
+    means, _ = surrogate.predict([allocation.kept for _, allocation in policies])
+    return [policies[int(means.argmin())]]
 
 
 def _plan(problem: Problem, curves: Sequence[Floats], sparsity: float) -> Allocation:

@@ -1,6 +1,6 @@
 """Policies compared on the fixed samples, which no search draws from: a race that leaves losers behind.
 
-All run on the first eighth of the samples, the better half of them, two at least, up to the first quarter, and the
+All run on the first quarter of the samples, the better half of them, two at least, on the second as well, and the
 better half of those on the rest: successive halving (Karnin et al. 2013; Jamieson and Talwalkar 2016). Policies are
 compared on the same text only.
 """
@@ -17,7 +17,7 @@ from ffprune.core.errors import NonFiniteLoss
 from ffprune.core.outcome import Outcome, Samples, pooled
 from ffprune.core.units import Allocation
 
-_LAPS = ((1 / 8, 2), (1 / 4, 1), (1.0, 1))
+_LAPS = ((1 / 4, 2), (1 / 2, 1), (1.0, 1))
 """Share of the fixed samples up to which a lap goes, and how many policies at least go on behind it."""
 
 
