@@ -11,15 +11,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    ApertusConfig,
     AutoModelForCausalLM,
+    CohereConfig,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    GlmConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    OlmoConfig,
     OPTConfig,
     Phi3Config,
     PhiConfig,
@@ -31,6 +37,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     SmolLM3Config,
+    StableLmConfig,
     Starcoder2Config,
 )
 
@@ -94,6 +101,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3_moe": lambda: Qwen3MoeConfig(
         **{**LLAMA, "intermediate_size": 28}, **EXPERTS, head_dim=8, norm_topk_prob=True
     ),
+    "gemma": lambda: GemmaConfig(**LLAMA, head_dim=8),
     "gemma2": lambda: Gemma2Config(
         **LLAMA, head_dim=8, sliding_window=8, attn_logit_softcapping=1.0, final_logit_softcapping=2.0
     ),
@@ -104,6 +112,13 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         **LLAMA, embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.4
     ),
     "smollm3": lambda: SmolLM3Config(**LLAMA, no_rope_layers=[1, 0, 1], tie_word_embeddings=True),
+    "olmo": lambda: OlmoConfig(**LLAMA, clip_qkv=1.0),
+    "exaone4": lambda: Exaone4Config(**LLAMA, head_dim=8, sliding_window=8, sliding_window_pattern=2),
+    "cohere": lambda: CohereConfig(**LLAMA, logit_scale=0.5),
+    "stablelm": lambda: StableLmConfig(**LLAMA, partial_rotary_factor=0.5, use_qkv_bias=True),
+    "stablelm_parallel": lambda: StableLmConfig(**LLAMA, partial_rotary_factor=0.5, use_parallel_residual=True),
+    "apertus": lambda: ApertusConfig(**LLAMA),
+    "glm": lambda: GlmConfig(**LLAMA, head_dim=8),
     "starcoder2": lambda: Starcoder2Config(**LLAMA, sliding_window=8),
     "phi3": lambda: Phi3Config(**LLAMA, sliding_window=8),
     "gpt_neox": lambda: GPTNeoXConfig(**NEOX),
@@ -118,7 +133,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 #: Families that are laid out like another one here: their share of the suite runs with the slow tests.
 ALIKE = (
     *("llama_mha", "qwen2", "qwen3", "gemma3_text", "granite", "smollm3", "starcoder2", "phi", "gpt_neox_serial"),
-    "qwen3_moe",
+    *("qwen3_moe", "gemma", "olmo", "exaone4", "cohere", "stablelm", "stablelm_parallel", "apertus", "glm"),
 )
 
 

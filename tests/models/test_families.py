@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DeepseekV3Config, OlmoeConfig, PretrainedConfig, XGLMConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CohereConfig,
+    Gemma3Config,
+    LlamaConfig,
+    PretrainedConfig,
+    StableLmConfig,
+)
 
 from ffprune.compress.cut import cut
 from ffprune.core.errors import ParameterError, UnsupportedArchitecture
@@ -17,11 +26,11 @@ from ffprune.core.saliency import scores
 from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import _tensors, load_model, save_model
 from ffprune.models.experts import ExpertOutput
-from ffprune.models.families import FAMILIES, family_of
+from ffprune.models.families import FAMILIES, family_named, family_of
 from ffprune.models.layer_config import LayerShape, read_layer_config
 from ffprune.models.surgery import copy_model, mask_unit, read_unit, set_unit, slice_model, slice_unit
 from ffprune.models.view import ModelView, granule_indices
-from tests.models.conftest import CONFIGS
+from tests.models.conftest import CONFIGS, LLAMA
 from tests.oracles.calibration import collect
 
 
@@ -309,6 +318,11 @@ class TestQwen3(FamilySuite):
     params_per_granule = ((2 * 8 + 8 + 8 + 2 * 8) * 24, 3 * 24)
 
 
+class TestGemma(FamilySuite):
+    case = "gemma"
+    params_per_granule = ((2 * 8 + 8 + 8 + 2 * 8) * 24, 3 * 24)
+
+
 class TestGemma2(FamilySuite):
     case = "gemma2"
     params_per_granule = ((2 * 8 + 8 + 8 + 2 * 8) * 24, 3 * 24)
@@ -327,6 +341,41 @@ class TestGranite(FamilySuite):
 class TestSmolLM3(FamilySuite):
     case = "smollm3"
     params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestOlmo(FamilySuite):
+    case = "olmo"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestExaone4(FamilySuite):
+    case = "exaone4"
+    params_per_granule = ((2 * 8 + 8 + 8 + 2 * 8) * 24, 3 * 24)
+
+
+class TestCohere(FamilySuite):
+    case = "cohere"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestStableLm(FamilySuite):
+    case = "stablelm"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 3 * 24)
+
+
+class TestStableLmParallel(TestStableLm):
+    case = "stablelm_parallel"
+
+
+class TestApertus(FamilySuite):
+    case = "apertus"
+    params_per_granule = ((8 + 4 + 4 + 8) * 24, 2 * 24)
+    roles = ("q", "k", "v", "o", "up", "down")
+
+
+class TestGlm(FamilySuite):
+    case = "glm"
+    params_per_granule = ((2 * 8 + 8 + 8 + 2 * 8) * 24, 3 * 24)
 
 
 class TestStarcoder2(FamilySuite):
@@ -397,28 +446,88 @@ class TestOpt350m(TestOpt):
 
 
 def test_every_row_has_a_suite():
-    cases = {sub.case for base in (FamilySuite, TestOpt, TestGptNeox) for sub in base.__subclasses__()}
+    cases = {sub.case for base in (FamilySuite, TestOpt, TestGptNeox, TestStableLm) for sub in base.__subclasses__()}
     assert cases == set(CONFIGS)
     assert {CONFIGS[case]().model_type for case in cases} == set(FAMILIES)
 
 
-@pytest.mark.parametrize(
-    ("config", "nearest", "missing"),
-    [
-        (OlmoeConfig(), "qwen3_moe", "mixture of experts"),
-        (DeepseekV3Config(), "qwen3", "mixture of experts"),
-        (XGLMConfig(), "opt", "no row for"),
-    ],
-    ids=lambda value: getattr(value, "model_type", ""),
-)
-def test_an_unknown_family_is_told_what_is_near(config: PretrainedConfig, nearest: str, missing: str):
+#: transformers' model_type -> the nearest row, and words of what is in the way, of its default config.
+STRANGERS = {
+    "bloom": ("gpt2", "ALiBi"),
+    "mpt": ("phi", "ALiBi"),
+    "gptj": ("gpt2", "linears of their own"),
+    "codegen": ("gpt2", "in four stretches"),
+    "gpt_neo": ("gpt_neox", "attn.attention"),
+    "olmo2": ("llama", "a norm over all query heads together"),
+    "olmo3": ("llama", "a norm over all query heads together"),
+    "helium": ("llama", "last linear is square"),
+    "cohere2": ("cohere", "lacks use_qk_norm"),
+    "glm4": ("glm", "all that marks 'glm'"),
+    "xglm": ("opt", "lacks do_layer_norm_before, word_embed_proj_dim"),
+    "persimmon": ("phi", "lacks num_key_value_heads"),
+    "nemotron": ("llama", "lacks rms_norm_eps"),
+    "mamba": ("llama", "state space model, without attention"),
+    "mamba2": ("llama", "state space model, without attention"),
+    "rwkv": ("llama", "recurrent network, without attention"),
+    "recurrent_gemma": ("llama", "some of its layers are no attention (block_types)"),
+    "jamba": ("qwen3_moe", "some of its layers are no attention (mamba_d_state)"),
+    "lfm2": ("llama", "some of its layers are no attention (conv_L_cache)"),
+    "falcon": ("llama", "share one key and one value head"),
+    "gpt_bigcode": ("gpt2", "share one key and one value head"),
+    "bert": ("gpt_neox", "it is an encoder"),
+    "t5": ("gpt_neox", "an encoder beside its decoder"),
+    "olmoe": ("qwen3_moe", "mixture of experts of another layout"),
+    "dbrx": ("phi", "mixture of experts of another layout"),
+    "deepseek_v3": ("mixtral", "a common latent vector"),
+    "llama4": ("mixtral", "mixture of experts of another layout"),
+    "qwen2_vl": ("llama", "(text_config, of type 'qwen2_vl_text'), and that has no row either"),
+    "gemma3": ("gemma3_text", "(text_config, of type 'gemma3_text')"),
+    "llava": ("llama", "(text_config, of type 'llama')"),
+}
+
+
+@pytest.mark.parametrize(("model_type", "nearest", "missing"), [(name, *facts) for name, facts in STRANGERS.items()])
+def test_an_unknown_family_is_told_what_is_near_and_what_is_missing(model_type: str, nearest: str, missing: str):
+    config = AutoConfig.for_model(model_type)
     with pytest.raises(UnsupportedArchitecture) as refusal:
         family_of(config)
-    assert repr(config.model_type) in refusal.value.asked
+    assert repr(model_type) in refusal.value.asked
     assert missing in refusal.value.asked
     assert all(name in refusal.value.possible for name in FAMILIES)
     assert f"nearest is {nearest!r}" in refusal.value.possible
-    assert "FAMILIES" in refusal.value.change
+    alone = getattr(config, "text_config", config).model_type == nearest
+    assert ("whole.config.text_config" if alone else "FAMILIES") in refusal.value.change
+
+
+@pytest.mark.parametrize("model_type", [None, "", "None"])
+def test_a_config_without_a_type_is_refused_by_what_it_lacks(model_type: str | None):
+    settings = LlamaConfig(**LLAMA).to_dict()
+    with pytest.raises(UnsupportedArchitecture, match=r"has no model_type.*nearest is 'llama'.*into config\.json"):
+        family_named(model_type, settings)
+
+
+def test_a_language_model_saved_by_itself_as_the_refusal_says(tokens, tmp_path):
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=CONFIGS["gemma3_text"]().to_dict(),
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=1,
+    )
+    whole = AutoModelForImageTextToText.from_config(config).eval()
+    alone = AutoModelForCausalLM.from_config(whole.config.text_config)
+    alone.model.load_state_dict(whole.model.language_model.state_dict())
+    alone.lm_head.load_state_dict(whole.lm_head.state_dict())
+    alone.save_pretrained(tmp_path / "m")
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(tmp_path / "m")(tokens).logits, whole(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    "config", [CohereConfig(use_qk_norm=True), StableLmConfig(qk_layernorm=True)], ids=lambda config: config.model_type
+)
+def test_norms_of_every_head_are_refused(config: PretrainedConfig):
+    with pytest.raises(UnsupportedArchitecture, match=r"norm on: every head has .* no cut takes along"):
+        family_of(config)
 
 
 def test_granule_indices():

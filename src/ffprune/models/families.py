@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ffprune.core.errors import UnsupportedArchitecture
+from ffprune.models.unsupported import no_row
 
 if TYPE_CHECKING:  # `import ffprune` reads this table and must stay fast
     from transformers import PretrainedConfig
@@ -70,11 +70,13 @@ class Family:
         attributes: attribute of the attention module that its forward reads -> ``heads`` (query heads), ``groups``
             (key/value heads), ``ratio`` (the first by the second) or ``width`` (of all query heads). After ``config.``
             it is an attribute of the module's config.
-        marks: config attributes that give the layout away, used to name the nearest row in refusals.
+        marks: config attributes that give the layout away, used to name the nearest row in refusals
+            (:mod:`ffprune.models.unsupported`).
         head_dim: attribute of the attention module with the width of a head.
         fused: linears that are taken apart (:mod:`ffprune.models.fused`); the paths of their roles end in the role.
         stored_as: tensor -> its name in the family's files, where that is another.
         experts: where the FFN is a mixture of experts; ``ffn_width`` is then an expert's.
+        refused: config attribute -> why a model that has it on cannot be pruned.
     """
 
     model_type: str
@@ -95,6 +97,7 @@ class Family:
     fused: tuple[Fusion, ...] = ()
     stored_as: Mapping[str, str] = field(default_factory=dict)
     experts: Experts | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> dict[str, str]:
@@ -185,10 +188,34 @@ _ROWS = (
         _QWEN_EXPERTS,
     ),
     _mixture("qwen3_moe", "Qwen3MoeForCausalLM", "moe_intermediate_size", "num_experts", _QWEN_EXPERTS),
+    _llama_layout("gemma", "GemmaForCausalLM"),
     _llama_layout("gemma2", "Gemma2ForCausalLM"),
     _llama_layout("gemma3_text", "Gemma3ForCausalLM", "gemma3"),
     _llama_layout("granite", "GraniteForCausalLM"),
     _llama_layout("smollm3", "SmolLM3ForCausalLM"),
+    replace(
+        _llama_layout("olmo", "OlmoForCausalLM"),
+        marks=("num_key_value_heads", "clip_qkv", "hidden_act", "intermediate_size"),
+    ),
+    replace(
+        _llama_layout("exaone4", "Exaone4ForCausalLM"),
+        marks=("num_key_value_heads", "rms_norm_eps", "sliding_window_pattern", "intermediate_size"),
+    ),
+    replace(
+        _llama_layout("stablelm", "StableLmForCausalLM"),
+        attributes={"num_heads": "heads", "num_key_value_heads": "groups", "num_key_value_groups": "ratio"},
+        marks=("num_key_value_heads", "layer_norm_eps", "use_qkv_bias", "use_parallel_residual"),
+        refused={"qk_layernorm": "every head has a norm of its own, which no cut takes along"},
+    ),
+    replace(
+        _llama_layout("apertus", "ApertusForCausalLM"),
+        ffn_inputs={"up": "mlp.up_proj"},
+    ),
+    replace(
+        _llama_layout("glm", "GlmForCausalLM"),
+        ffn_inputs={"gate": "mlp.gate_up_proj.gate", "up": "mlp.gate_up_proj.up"},
+        fused=(Fusion("mlp.gate_up_proj", ("gate", "up")),),
+    ),
     replace(
         _llama_layout("starcoder2", "Starcoder2ForCausalLM"),
         ffn_inputs={"up": "mlp.c_fc"},
@@ -271,19 +298,12 @@ _ROWS = (
         attributes={"num_heads": "heads"},
         marks=("ffn_dim", "do_layer_norm_before", "word_embed_proj_dim", "activation_function"),
     ),
-)
-
-#: Setting of a config -> what a model that has it does, which no row can say yet.
-_OBSTACLES: dict[str, str] = {
-    **dict.fromkeys(
-        ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
-        "its FFN is a mixture of experts of another layout than those that ffprune knows",
+    replace(
+        _llama_layout("cohere", "CohereForCausalLM"),
+        marks=("num_key_value_heads", "layer_norm_eps", "hidden_act", "use_qk_norm"),
+        refused={"use_qk_norm": "every head has norm weights of its own, which no cut takes along"},
     ),
-    "kv_lora_rank": "keys and values come from a common latent vector, not from heads of their own",
-    "mamba_d_state": "some of its layers are no attention",
-    "multi_query": "its query, key and value projections are one linear",
-    "text_config": "the language model is a part of a larger one",
-}
+)
 
 #: The supported families by transformers ``model_type``.
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
@@ -300,7 +320,7 @@ def family_of(config: PretrainedConfig) -> Family:
 
     Raises:
         UnsupportedArchitecture: no row has this ``model_type``; names the nearest row, and what stands in the way. Or
-            only some of its layers have experts.
+            only some of its layers have experts, or a setting is on that the family's row refuses.
     """
     family = family_named(config.model_type, config.to_dict())
     dense, step = getattr(config, "mlp_only_layers", None), getattr(config, "decoder_sparse_step", 1)
@@ -311,15 +331,22 @@ def family_of(config: PretrainedConfig) -> Family:
             "have experts in every layer",
             "Choose a model with mlp_only_layers [] and decoder_sparse_step 1",
         )
+    for setting, why in family.refused.items():
+        if getattr(config, setting, False):
+            raise UnsupportedArchitecture(
+                f"The model is of type {config.model_type!r} with {setting} on: {why}",
+                f"Models of this type are supported with {setting} off",
+                f"Choose a model with {setting} false, or one of another type",
+            )
     return family
 
 
-def family_named(model_type: str, keys: Iterable[str]) -> Family:
+def family_named(model_type: str | None, settings: Mapping[str, Any]) -> Family:
     """:func:`family_of` for a config that transformers may not know either.
 
     Args:
-        model_type: the config's ``model_type``.
-        keys: the names of all its settings, which give its layout away.
+        model_type: the config's ``model_type``; None where it has none.
+        settings: the config's settings, which give its layout away.
 
     Returns:
         The row for ``model_type``.
@@ -328,22 +355,5 @@ def family_named(model_type: str, keys: Iterable[str]) -> Family:
         UnsupportedArchitecture: no row has this ``model_type``; names the nearest row, and what stands in the way.
     """
     if model_type not in FAMILIES:
-        names = set(keys)
-        missing = next((why for setting, why in _OBSTACLES.items() if setting in names), None)
-        raise UnsupportedArchitecture(
-            f"The model is of type {model_type!r}, which ffprune has no row for" + (f": {missing}" if missing else ""),
-            f"Supported types are {', '.join(FAMILIES)}; the nearest is {_nearest(model_type, names).model_type!r}",
-            "Choose a model of a supported type, or, if its layers are laid out like the nearest one's, "
-            "add a row to FAMILIES in ffprune/models/families.py and run the family suite in tests/models",
-        )
+        raise no_row(model_type, settings, FAMILIES)
     return FAMILIES[model_type]
-
-
-def _nearest(model_type: str, keys: set[str]) -> Family:
-    """Most layout marks in common first, then the most similar name."""
-
-    def likeness(row: Family) -> tuple[int, float]:
-        name = difflib.SequenceMatcher(None, model_type, row.model_type).ratio()
-        return len(keys.intersection(row.marks)), name
-
-    return max(_ROWS, key=likeness)
