@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from ffprune.core.errors import UnsafeFile, UnsupportedArchitecture
 from ffprune.models.checkpoint import load_model, read_view, save_model
@@ -17,7 +17,8 @@ from ffprune.models.view import ModelView
 from ffprune.models.weights import CorruptModel
 from ffprune.sources.base import LocalSource
 from ffprune.sources.model import fetch_model
-from tests.models.conftest import edit_config, edit_tensors
+from tests.models import test_families
+from tests.models.conftest import CONFIGS, LLAMA, edit_config, edit_tensors
 from tests.tiny import character_tokenizer, llama, spread
 
 BOMB = "raise RuntimeError('code of the folder ran')\n"
@@ -28,12 +29,11 @@ def dense() -> PreTrainedModel:
     return spread(llama(tied=False, kv_heads=4))
 
 
-@pytest.fixture
-def packed(dense, tmp_path) -> Path:
-    folder = tmp_path / "baichuan"
+def pack(dense: PreTrainedModel, folder: Path) -> Path:
+    """A folder as Baichuan-7B's is, of the tensors of a Llama."""
     folder.mkdir()
     tensors = dense.state_dict()
-    for layer in range(2):
+    for layer in range(dense.config.num_hidden_layers):
         prefix = f"model.layers.{layer}.self_attn."
         parts = [tensors.pop(f"{prefix}{role}_proj.weight") for role in "qkv"]
         tensors[f"{prefix}W_pack.weight"] = torch.cat(parts)
@@ -47,6 +47,23 @@ def packed(dense, tmp_path) -> Path:
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "code.py").write_text(BOMB)
     return folder
+
+
+@pytest.fixture
+def packed(dense, tmp_path) -> Path:
+    return pack(dense, tmp_path / "baichuan")
+
+
+class TestBaichuan(test_families.TestLlamaMha):
+    """The whole suite of a family, on what is read out of such a folder."""
+
+    params_per_granule = (4 * 4 * 24, 3 * 24)
+
+    @pytest.fixture
+    def model(self, make_model, tmp_path, monkeypatch) -> PreTrainedModel:
+        plain = {**LLAMA, "num_key_value_heads": LLAMA["num_attention_heads"]}
+        monkeypatch.setitem(CONFIGS, self.case, lambda: LlamaConfig(**plain, tie_word_embeddings=False))
+        return load_model(pack(make_model(self.case), tmp_path / "baichuan"))
 
 
 @pytest.mark.parametrize("trust_remote_code", [False, True])
