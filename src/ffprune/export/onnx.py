@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ffprune.core.errors import FfpruneError
 from ffprune.export.extras import needed
@@ -59,7 +60,7 @@ def write_onnx(folder: Path, out: Path) -> float:
         needed(library, "onnx")
     model = load_model(folder)
     load_tokenizer(folder).save_pretrained(out)
-    model.config.save_pretrained(out)
+    _described(model.config).save_pretrained(out)
     traced = _inputs(model, batch=2, length=7)
     names = dict.fromkeys(("input_ids", "attention_mask"))
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
@@ -83,6 +84,14 @@ def write_onnx(folder: Path, out: Path) -> float:
             "Export to hf, or try another version of torch",
         ) from error
     return _difference(model, out / FILE)
+
+
+def _described(config: PretrainedConfig) -> PretrainedConfig:
+    """A copy without the name of code that would load weights for torch: neither goes into the folder."""
+    config = copy.deepcopy(config)
+    if hasattr(config, "auto_map"):
+        del config.auto_map
+    return config
 
 
 def _inputs(model: PreTrainedModel, batch: int, length: int) -> tuple[Tensor, Tensor]:
