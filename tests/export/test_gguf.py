@@ -17,6 +17,8 @@ from ffprune.export import gguf_quantize, gguf_tensors
 from ffprune.export.gguf import write_gguf
 from ffprune.export.gguf_check import check_gguf
 from ffprune.export.gguf_quantize import QuantizationFailed
+from ffprune.export.inspection import inspect
+from ffprune.models.checkpoint import save_model
 from ffprune.models.layer_config import write_layer_config
 from ffprune.models.surgery import slice_unit
 from ffprune.models.view import ModelView
@@ -361,8 +363,57 @@ def test_a_file_is_inspected(tmp_path, capsys) -> None:
     assert found["groups"] == [groups for groups, _ in UNEVEN]
     assert found["channels"] == [channels for _, channels in UNEVEN]
     assert found["heads"] == [2 * groups for groups, _ in UNEVEN]
+    assert found["dense"] == {"heads": 6, "groups": 3, "channels": 40}
     with pytest.raises(MissingInput, match="no such file"):
         print_inspection(tmp_path / "none.gguf", as_json=False)
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+@pytest.mark.parametrize("shape", ["uneven", "all alike", "no FFN inside", "query heads"])
+def test_a_file_tells_what_is_gone(kind, shape, tmp_path, capsys) -> None:
+    model = with_query_heads_gone() if shape == "query heads" else build(widths=SHAPES[shape])
+    save_model(model, byte_tokenizer(), tmp_path / "folder")
+    write_gguf(model, byte_tokenizer(), tmp_path / "m", kind)  # recognised by its bytes, not by its name
+    print_inspection(tmp_path / "m", as_json=True)
+    found, whole = json.loads(capsys.readouterr().out), inspect(tmp_path / "folder")
+    assert found["removed"] == pytest.approx(whole.removed)
+    assert found["removed"] > 0
+    assert found["unfilled_channels"] == [row.channels[0] for row in whole.layers]
+    assert values(tmp_path / "m")["ffprune.dense.feed_forward_length"] == 40
+    print_inspection(tmp_path / "m", as_json=False)
+    shown = capsys.readouterr().out
+    assert f"removed: {whole.removed:.1%} of the prunable weights of the dense model" in shown
+    assert ("filled up to" in shown) == (found["channels"] != found["unfilled_channels"])
+    for row in whole.layers:
+        for now, dense in (row.heads, row.groups, row.channels):
+            assert now == dense or f"{now} of {dense}" in shown
+
+
+def test_a_file_of_a_whole_model_and_an_old_one_tell_nothing(tmp_path, capsys, monkeypatch) -> None:
+    whole = written(tmp_path, widths=None)
+    monkeypatch.setattr("ffprune.export.gguf.add_dense", lambda *given: None)
+    for path in (whole, written(tmp_path, "f16")):
+        print_inspection(path, as_json=True)
+        found = json.loads(capsys.readouterr().out)
+        assert found["dense"] is found["removed"] is found["unfilled_channels"] is None
+        print_inspection(path, as_json=False)
+        shown = capsys.readouterr().out
+        assert "removed" not in shown
+        assert " of " not in shown
+
+
+@pytest.mark.parametrize(
+    ("told", "said"), [((6, 3, 20), "a layer has more"), ((6, -1, 40), "a layer has more"), ((6, 3), "are no numbers")]
+)
+def test_dense_widths_that_cannot_be_are_refused(told, said, tmp_path, monkeypatch) -> None:
+    def add(writer: gguf.GGUFWriter, *given: object) -> None:
+        names = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+        for name, width in zip(names, told, strict=False):
+            writer.add_int32(f"ffprune.dense.{name}", width)
+
+    monkeypatch.setattr("ffprune.export.gguf.add_dense", add)
+    with pytest.raises(CorruptModel, match=said):
+        print_inspection(written(tmp_path), as_json=True)
 
 
 def test_a_window_that_is_not_used_is_none(tmp_path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ffprune.models.checkpoint import load_model, save_model
+from ffprune.models.layer_config import DENSE_KEY
 from ffprune.models.pretrained import CODE_FILE
 from ffprune.models.surgery import copy_model, mask_unit, slice_model
 from ffprune.models.view import ModelView
@@ -186,6 +187,7 @@ def test_layers_alike_make_a_stock_model(case, tokens, tmp_path) -> None:
     """Where the family writes the width of a head down; OPT derives it, and its heads must stay as many."""
     model = build(case)
     view = ModelView(model)
+    told = {"heads": 6, "groups": view.blocks[0].groups, "channels": 20}
     # 2 of 3 groups leave 4 of 6 heads, and the hidden width 24 is a multiple of 4.
     heads = 2 if case in ("llama_gqa", "mistral", "qwen2") else None
     explicit = getattr(model.config, "head_dim", None) is not None
@@ -202,6 +204,12 @@ def test_layers_alike_make_a_stock_model(case, tokens, tmp_path) -> None:
     assert "auto_map" not in config
     assert not (tmp_path / "m" / CODE_FILE).exists()
     assert config[view.family.ffn_width] == 8
+    # transformers keeps what it does not read, when it saves the model again too.
+    assert config[DENSE_KEY] == told
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    same(again(tokens).logits, model(tokens).logits)
+    again.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again/config.json").read_text())[DENSE_KEY] == told
     # A stock module may multiply in one product what the view has in several: the last bit may differ.
     torch.testing.assert_close(load_model(tmp_path / "m")(tokens).logits, model(tokens).logits, rtol=0, atol=1e-5)
 

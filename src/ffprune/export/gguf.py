@@ -26,10 +26,12 @@ from ffprune.core.errors import ParameterError, UnsupportedArchitecture
 from ffprune.core.tables import look_up
 from ffprune.export.extras import needed
 from ffprune.export.gguf_check import Contents, check_gguf
+from ffprune.export.gguf_dense import add_dense
 from ffprune.export.gguf_quantize import quantize
 from ffprune.export.gguf_seal import add_seal, close_seal
 from ffprune.export.gguf_tensors import BLOCK, Entry, llama_entries
 from ffprune.export.gguf_vocabulary import read_vocabulary
+from ffprune.models.layer_config import dense_shape_told
 from ffprune.models.view import ModelView
 
 Format = gguf.GGMLQuantizationType
@@ -78,6 +80,7 @@ def write_gguf(
     """Write a model and its tokenizer as one GGUF file, with a checksum inside, and read it back.
 
     Layers all alike make an ordinary ``llama``; else the architecture is ``deci``. Weights are converted one at a time.
+    Of a pruned model the file tells the dense model's widths too (:mod:`ffprune.export.gguf_dense`).
 
     Args:
         model: dense or pruned, on the CPU; not changed.
@@ -118,6 +121,8 @@ def write_gguf(
         if row.in_blocks:
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_shape(writer, view, entries[0].shape, widths)
+        if (dense := dense_shape_told(model.config)) is not None:
+            add_dense(writer, dense, [block.channels for block in view.blocks], widths[2])
         vocabulary.write(writer)
         add_seal(writer)
         try:

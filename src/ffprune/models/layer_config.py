@@ -3,12 +3,15 @@
 The global values stay those of the dense model, since transformers derives the head width and validates
 the hidden size from them; only layers that differ get an override. transformers 5.23 stores such configs
 but builds every layer from the global values, hence :mod:`ffprune.models.modeling_pruned`.
+
+Where all layers have become alike the global values are theirs, and nothing else would say what the model was cut from:
+the dense widths stand in a key of our own, :data:`DENSE_KEY`, which transformers keeps and does not read.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +20,10 @@ from transformers import PretrainedConfig
 from ffprune.models.families import Family
 from ffprune.models.modeling_pruned import GROUPED_WIDTH, channels, widths
 from ffprune.models.view import ModelView
+from ffprune.models.weights import CorruptModel
+
+DENSE_KEY = "ffprune_dense"
+"""In config.json: the fields of :class:`LayerShape`, of a layer of the dense model; in pruned models alone."""
 
 
 class LayerShape(NamedTuple):
@@ -47,14 +54,41 @@ def write_layer_config(config: PretrainedConfig, view: ModelView) -> None:
     write_shapes(config, view.family, shapes)
 
 
+def read_dense_shape(config: PretrainedConfig, family: Family) -> LayerShape:
+    """A layer's shape in the dense model that a config's model was cut from; where none is told, the global one.
+
+    Raises:
+        CorruptModel: what is told is no shape.
+    """
+    return dense_shape_told(config) or _global_shape(config, family)
+
+
+def dense_shape_told(config: PretrainedConfig) -> LayerShape | None:
+    """A layer's shape in the dense model, as a config of a pruned model tells it; else None.
+
+    Raises:
+        CorruptModel: what is told is no shape.
+    """
+    told = getattr(config, DENSE_KEY, None)
+    if told is None:
+        return None
+    names = LayerShape._fields
+    # bool is an int to Python, and not to JSON.
+    if not isinstance(told, Mapping) or set(told) != set(names) or any(type(told[n]) is not int for n in names):
+        raise _bad_dense(f"is {told!r}")
+    return LayerShape(**told)
+
+
 def write_shapes(config: PretrainedConfig, family: Family, shapes: Sequence[LayerShape]) -> None:
-    """:func:`write_layer_config` for shapes that are known without a view."""
+    """:func:`write_layer_config` for shapes that are known without a view.
+
+    Raises:
+        CorruptModel: a layer is wider than the dense model's layers, as the config tells them.
+    """
     config.per_layer_config = None
-    usual = {
-        family.kv_heads: getattr(config, family.kv_heads),
-        family.heads: getattr(config, family.heads),
-        family.ffn_width: channels(config, family.ffn_width),
-    }
+    _write_dense(config, read_dense_shape(config, family), shapes)
+    whole = _global_shape(config, family)
+    usual = {family.kv_heads: whole.groups, family.heads: whole.heads, family.ffn_width: whole.channels}
     overrides: dict[int | str, dict[str, Any]] = {}
     for index, shape in enumerate(shapes):
         present = {family.kv_heads: shape.groups, family.heads: shape.heads, family.ffn_width: shape.channels}
@@ -83,6 +117,31 @@ def settle(config: PretrainedConfig, family: Family) -> None:
         config.allow_global_per_layer_attribute_access = False
         for name, value in zip((family.heads, family.kv_heads, family.ffn_width), shape, strict=True):
             setattr(config, name, value)
+
+
+def _global_shape(config: PretrainedConfig, family: Family) -> LayerShape:
+    return LayerShape(
+        getattr(config, family.heads), getattr(config, family.kv_heads), channels(config, family.ffn_width)
+    )
+
+
+def _write_dense(config: PretrainedConfig, dense: LayerShape, shapes: Sequence[LayerShape]) -> None:
+    """Tell the dense shape if any layer differs from it."""
+    for index, shape in enumerate(shapes):
+        if any(now > whole for now, whole in zip(shape, dense, strict=True)):
+            raise _bad_dense(f"is {dense._asdict()}, and layer {index} has {shape._asdict()}")
+    if any(shape != dense for shape in shapes):
+        setattr(config, DENSE_KEY, dense._asdict())
+    elif hasattr(config, DENSE_KEY):
+        delattr(config, DENSE_KEY)
+
+
+def _bad_dense(found: str) -> CorruptModel:
+    return CorruptModel(
+        f"{DENSE_KEY} in config.json {found}",
+        f"It tells {', '.join(LayerShape._fields)} of the dense model's layers, no fewer than there are now",
+        "Correct it, or take it out: nothing but descriptions reads it",
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from ffprune.core.units import Allocation, Kind
 from ffprune.stages.figures.chart import Chart, Panel, Series
 
 _KINDS: tuple[tuple[Kind, str], ...] = (("attention", "Attention (key/value groups)"), ("ffn", "FFN (channels)"))
+_QUERY_HEADS = "Attention (query heads)"
 _COLORS = ("#0b6e99", "#d1603d", "#5b8c5a", "#7a5195", "#8a8a8a", "#c9a227")
 _ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 _ROLE_COLORS = ("#0b6e99", "#d1603d", "#5b8c5a", "#b23a48", "#7a5195", "#8c6d1f", "#e377c2")
@@ -25,7 +26,10 @@ def policy(
     """Retention per layer, attention above FFN, a colour a policy."""
     many = len(policies) > _MOST_BARS
     panels = []
+    by_query = any(unit.kind == "attention" and unit.fixed for one in policies.values() for unit in one.units)
     for kind, part in _KINDS:
+        # Keys and values stay whatever goes, where granules are query heads.
+        part = _QUERY_HEADS if by_query and kind == "attention" else part
         series = []
         for number, (label, allocation) in enumerate(policies.items()):
             chosen = [
@@ -38,7 +42,7 @@ def policy(
     return Chart(
         name,
         title,
-        "The share of every layer's attention groups and FFN channels that each policy keeps.",
+        "The share of every layer's attention heads and FFN channels that each policy keeps.",
         tuple(panels),
     )
 
