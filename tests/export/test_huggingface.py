@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import ffprune
 from ffprune.core.units import Allocation
+from ffprune.export.card import TRANSFORMERS
 from ffprune.export.huggingface import write_huggingface
 from ffprune.export.provenance import Provenance
 from ffprune.models.checkpoint import load_model, save_model
 from ffprune.models.view import ModelView
 from tests.export.conftest import UNEVEN, build, byte_tokenizer
+from tests.toy import REPO
 
 KNOWN = Provenance(
     name="tiny-searched-0.2",
@@ -24,6 +28,7 @@ KNOWN = Provenance(
     source={"name": "tiny", "revision": "abc"},
     base_model="someone/tiny",
     method={"policy": "searched"},
+    data=["Text: t.", "Calibrated on 2 windows."],
     params={"ridge": {"damping": 0.01}},
     results={
         "protocol": {"text": "t.txt", "windows": 6, "seqlen": 8, "tokens": 1234, "dtype": "float32", "seed": 0},
@@ -31,6 +36,7 @@ KNOWN = Provenance(
         "row": {"perplexity": 26.4, "params": 8, "bytes": 16, "prefill_over_dense": 1.2, "decode_over_dense": 1.1},
     },
     runs={"ridge": "0123abcd"},
+    version="0.0.9",
 )
 
 
@@ -76,6 +82,10 @@ def test_the_card_tells_what_is_known(tmp_path) -> None:
         "# tiny-searched-0.2",
         "- revision: abc",
         "- policy: searched",
+        "## Data\n\nText: t. Calibrated on 2 windows.",
+        "Made with ffprune 0.0.9.",
+        "% of the weights of its decoder layers' projections removed",
+        f"Needs transformers >= {TRANSFORMERS}.",
         "![What is left of every layer](policy.png)",
         "| 2 | 2 of 6 | 1 of 3 | 7 of 40 |",
         "6 windows of 8 tokens, 1,234 scored tokens, float32, seed 0",
@@ -87,6 +97,57 @@ def test_the_card_tells_what_is_known(tmp_path) -> None:
     ):
         assert said in card.text, said
     assert "zero" not in card.text
+    assert card.data.tags == ["ffprune", "pruned"]
+
+
+def test_layers_that_lost_alike_are_told_as_pruned(tmp_path) -> None:
+    out, draw = exported(build(widths=((2, 24),) * 4), tmp_path)
+    text = (out / "README.md").read_text()
+    assert "an ordinary model. Needs transformers >= " in text
+    assert "| 3 | 4 of 6 | 2 of 3 | 24 of 40 | " in text
+    assert "tiny with 35.3% of the weights of its decoder layers' projections removed" in text
+    assert "![What is left" in text
+    assert draw.left is not None
+    assert draw.left.retention == (2 / 3, 24 / 40) * 4
+
+
+def test_the_version_of_transformers_is_the_one_that_is_asked_for() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    assert any(needed.startswith(f"transformers>={TRANSFORMERS},") for needed in project["dependencies"])
+
+
+@pytest.mark.parametrize("dense", [None, 19.5])
+def test_the_results_of_a_recipe_are_told(dense, tmp_path) -> None:
+    text = {
+        "text": "t.txt",
+        "windows": 4,
+        "seqlen": 24,
+        "tokens": 92,
+        "perplexity": 26.4,
+        "stderr": 0.1,
+        "dense": dense,
+    }
+    results = {
+        "texts": [text, {**text, "text": "u.txt", "perplexity": None}],
+        "dtype": "float32",
+        "seed": 0,
+        "params_before": 1000,
+        "params_after": 700,
+        "zero_shot": {"toy": {"acc": 0.5, "acc_stderr": 0.1, "n": 16}},
+        "speed": {"prefill_over_dense": 1.2, "decode_over_dense": 1.1},
+    }
+    method = {"recipe": "gptq", "quantisation": "GPTQ, 4 bits in groups of 8"}
+    out, _ = exported(build(), tmp_path, Provenance("m", method=method, results=results))
+    card = (out / "README.md").read_text()
+    for said in (
+        "A model of unknown origin with weights rounded (GPTQ, 4 bits in groups of 8).",
+        "The method left 700 of the dense model's 1,000 parameters.",
+        f"| t.txt | 26.400 | {'not measured' if dense is None else '19.500'} | 4 x 24 | 92 | 0.100 |",
+        "| u.txt | not finite |",
+        "prefill 1.20, decode 1.10",
+        "| this model | toy | 0.500 | 0.100 | 16 |",
+    ):
+        assert said in card, said
 
 
 def test_what_is_not_known_is_said_to_be(tmp_path) -> None:
@@ -95,6 +156,9 @@ def test_what_is_not_known_is_said_to_be(tmp_path) -> None:
     assert card.data.license == "unknown"
     assert card.data.base_model is None
     assert "A model of unknown origin, as it is." in card.text
+    assert f"Exported with ffprune {ffprune.__version__}." in card.text
+    assert "## Data\n\nUnknown." in card.text
+    assert card.data.tags == ["ffprune"]
     assert "Unknown. License: unknown." in card.text
     assert "Not known: no evaluation" in card.text
     assert "an ordinary model" in card.text

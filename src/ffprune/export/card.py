@@ -7,10 +7,14 @@ from typing import Any
 
 import yaml
 
+import ffprune
+from ffprune.export.card_results import results_said
 from ffprune.export.inspection import Inspection
 from ffprune.export.markdown import markdown_table
 from ffprune.export.provenance import Provenance
 
+TRANSFORMERS = "5.23"
+"""The least version of transformers that knows a config with ``per_layer_config``, as pyproject.toml asks for."""
 _UNKNOWN = "unknown"
 _SOME = 0.0005
 """Zeros that are worth telling (share); single weights are zero in any model."""
@@ -25,24 +29,26 @@ def model_card(known: Provenance, found: Inspection, picture: str | None) -> str
         picture: file name of the policy's picture beside the card; None: there is none.
     """
     parts = [
-        _metadata(known),
+        _metadata(known, found),
         f"# {known.name}",
         _summary(known, found),
         "## Source model",
         _facts({"license": known.license or _UNKNOWN, **known.source}) if known.source else _no_source(known),
         "## Method",
         _facts(known.method) if known.method else "Unknown: nothing but the model's own files was at hand.",
+        "## Data",
+        " ".join(known.data) or "Unknown.",
         "## Policy",
         *([f"![What is left of every layer]({picture})"] if picture else []),
         _policy(found),
         "## Results",
-        _results(known.results),
+        results_said(known.results),
         "## How to load it",
         _loading(found),
     ]
     if known.params:
         settings = yaml.safe_dump(dict(known.params), sort_keys=False).rstrip()
-        parts += ["## Data and parameters", "`params.yaml` of the run:", f"```yaml\n{settings}\n```"]
+        parts += ["## Parameters", "`params.yaml` of the run:", f"```yaml\n{settings}\n```"]
     if known.runs:
         parts += ["MLflow runs:", _facts(known.runs)]
     return "\n\n".join(parts) + "\n"
@@ -53,11 +59,11 @@ def changed(found: Inspection) -> bool:
     return found.removed > 0 or found.zeros >= _SOME
 
 
-def _metadata(known: Provenance) -> str:
+def _metadata(known: Provenance, found: Inspection) -> str:
     values: dict[str, Any] = {"license": known.license or _UNKNOWN, "library_name": "transformers"}
     if known.base_model is not None:
         values["base_model"] = known.base_model
-    values |= {"pipeline_tag": "text-generation", "tags": ["ffprune", "pruned"]}
+    values |= {"pipeline_tag": "text-generation", "tags": ["ffprune", *(["pruned"] if changed(found) else [])]}
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
 
 
@@ -70,9 +76,13 @@ def _summary(known: Provenance, found: Inspection) -> str:
         )
     if found.zeros >= _SOME:
         done.append(f"{found.zeros:.1%} of the weights {'that are left ' if done else ''}set to zero")
+    if rounding := known.method.get("quantisation"):
+        done.append(f"weights rounded ({rounding})")
+    # Who made it is not known of a folder from elsewhere.
+    made = f"Made with ffprune {known.version}" if known.version else f"Exported with ffprune {ffprune.__version__}"
     return (
         f"{source}{' with ' + '; '.join(done) if done else ', as it is'}. {found.parameters:,} parameters "
-        f"({found.architecture}, {found.dtype}, {found.bytes / 1e6:,.1f} MB). Made with ffprune."
+        f"({found.architecture}, {found.dtype}, {found.bytes / 1e6:,.1f} MB). {made}."
     )
 
 
@@ -100,51 +110,14 @@ def _policy(found: Inspection) -> str:
     return markdown_table(header, rows)
 
 
-def _results(results: Mapping[str, Any] | None) -> str:
-    if results is None:
-        return "Not known: no evaluation of these files was at hand."
-    protocol, dense, row = results["protocol"], results["dense"], results["row"]
-    models = {"dense": dense, "this model": row}
-    cells = [
-        [
-            name,
-            "not finite" if values["perplexity"] is None else f"{values['perplexity']:.3f}",
-            f"{values['params']:,}",
-            f"{values['bytes'] / 1e6:,.1f}",
-            f"{values.get('prefill_over_dense', 1):.2f}",
-            f"{values.get('decode_over_dense', 1):.2f}",
-        ]
-        for name, values in models.items()
-    ]
-    text = (
-        f"Perplexity on `{protocol['text']}`, which no step before the evaluation reads: {protocol['windows']} windows "
-        f"of {protocol['seqlen']} tokens, {protocol['tokens']:,} scored tokens, {protocol['dtype']}, seed "
-        f"{protocol['seed']}. The standard error of the dense model's mean loss is {dense['nll_stderr']:.2f} nats; "
-        "both see the same windows. Speeds are tokens per second over the dense model's of the same rounds."
-    )
-    shown = markdown_table(["model", "perplexity", "parameters", "MB", "prefill / dense", "decode / dense"], cells)
-    asked = {name: values["zero_shot"] for name, values in models.items() if "zero_shot" in values}
-    tasks = [
-        [
-            model,
-            task,
-            *(f"{score.get(key, float('nan')):.3f}" for key in ("acc", "acc_stderr")),
-            str(score.get("n", "")),
-        ]
-        for model, found in asked.items()
-        for task, score in found.items()
-    ]
-    zero_shot = [markdown_table(["model", "task", "accuracy", "standard error", "items"], tasks)] if tasks else []
-    return "\n\n".join([text, shown, *zero_shot])
-
-
 def _loading(found: Inspection) -> str:
     if not found.needs_code:
         return (
-            "All layers are alike: an ordinary model.\n\n```python\nfrom transformers import AutoModelForCausalLM\n\n"
+            f"All layers are alike: an ordinary model. Needs transformers >= {TRANSFORMERS}.\n\n"
+            "```python\nfrom transformers import AutoModelForCausalLM\n\n"
             'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n```'
         )
-    return """\
+    return f"""\
 Layers differ in width (`per_layer_config` in config.json), which transformers alone does not build. Three ways:
 
 ```python
@@ -153,7 +126,7 @@ import ffprune
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 
-# 2. With transformers alone, by the code in modeling_pruned.py: read it first.
+# 2. With transformers alone, by the code in modeling_pruned.py: read it first. Needs transformers >= {TRANSFORMERS}.
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,12 @@ def test_bars_of_both_are_the_retentions() -> None:
         assert [bar.get_height() for bar in drawn.axes[number].patches] == [*retentions, 1, 1, 1]
         ours, dense = interactive.figure(chart.panels[number]).data
         assert (list(ours.y), list(dense.y), list(ours.x)) == (retentions, [1, 1, 1], [0, 1, 2])
+
+
+def test_attention_that_lost_query_heads_alone_is_called_so() -> None:
+    by_query = tuple(replace(unit, fixed=5) if unit.kind == "attention" else unit for unit in UNITS)
+    titles = [charts.policy({"one": Allocation.dense(units)}).panels[0].title for units in (UNITS, by_query)]
+    assert titles == ["Attention (key/value groups)", "Attention (query heads)"]
 
 
 def test_many_policies_are_lines() -> None:

@@ -91,7 +91,7 @@ def results_of(folder: Path, names: Iterable[str]) -> dict[str, Result]:
     """
     files = {name: folder / METHOD.of(name).metrics[0] for name in names}
     found: dict[str, Any] = {name: read_json(file) for name, file in files.items() if file.is_file()}
-    dense = {model_of(r): r["perplexity"] for r in found.values() if _is_dense(r)}
+    dense = {model_of(r): r["perplexity"] for r in found.values() if is_dense(r)}
     for result in found.values():
         own = dense.get(model_of(result), {})
         for text, measured in result["perplexity"].items():
@@ -104,7 +104,8 @@ def model_of(result: Result) -> str:
     return str(result["recipe"].get("model", PIPELINE_MODEL))
 
 
-def _is_dense(result: Result) -> bool:
+def is_dense(result: Result) -> bool:
+    """Whether the method left the model as it is."""
     return result["recipe"]["compressor"] == "none" and not result["recipe"]["quantize"]
 
 
