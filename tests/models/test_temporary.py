@@ -112,3 +112,19 @@ def test_neighbours_differ_and_are_beside(tmp_path: Path) -> None:
     first, second = neighbour(tmp_path / "x.json"), neighbour(tmp_path / "x.json")
     assert first != second
     assert first.parent == tmp_path
+
+
+def test_an_empty_folder_does_not_step_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go back as a finished output, were its process killed there."""
+    moved, replace = [], Path.replace
+
+    def watched(path: Path, to: Path) -> Path:
+        moved.append(to.name)
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    with replacing(tmp_path / "out") as built, replacing(built) as inner:
+        (inner / "new").touch()
+    assert len(moved) == 2
+    assert not [name for name in moved if name.endswith(".old")]
+    assert names(tmp_path / "out") == ["new"]

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -190,7 +191,7 @@ def test_a_table_is_made_once_and_shown_again(
 
 
 FLOW = """#!/bin/sh
-trap 'echo ended > ended; exit 143' TERM
+trap 'sleep 1; echo ended > ended; exit 143' TERM INT
 touch began
 while :; do sleep 0.1; done
 """
@@ -205,12 +206,23 @@ study._run(Path.cwd(), "a run", 1, 1, [])
 """
 
 
-def test_a_run_that_is_terminated_lets_its_flow_end_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_group", [False, True])
+def test_a_run_that_is_stopped_lets_its_flow_end_in_order(tmp_path: Path, to_group: bool) -> None:
+    """By SIGTERM to it alone, or by a terminal's Ctrl-C, which reaches the flow too."""
     flow = tmp_path / "flow"
     flow.write_text(FLOW)
     flow.chmod(0o755)
-    with subprocess.Popen([sys.executable, "-c", RUNNING, flow], cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", RUNNING, flow],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
         assert wait_until(lambda: (tmp_path / "began").exists(), 60)
-        process.terminate()
-        assert process.wait(20) == 143
+        if to_group:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
+        assert process.wait(20) == (-signal.SIGINT if to_group else 143)
     assert (tmp_path / "ended").exists()

@@ -36,7 +36,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield built
         # A folder cannot be renamed onto a full one: the old one steps aside.
-        if path.exists():
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+        elif path.exists():
             path.replace(old)
         built.replace(path)
     finally:
@@ -79,9 +81,13 @@ def _remove(path: Path) -> None:
 
 @functools.cache
 def _host() -> str:
+    # Names of machines repeat, and so does the number of their first namespace.
+    parts = [platform.node()]
     with suppress(OSError):
-        return _short(f"{platform.node()} {Path('/proc/self/ns/pid').readlink()}")
-    return _short(platform.node())
+        parts.append(Path("/etc/machine-id").read_text())
+    with suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return _short(" ".join(parts))
 
 
 def _short(name: str) -> str:

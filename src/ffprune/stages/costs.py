@@ -221,7 +221,7 @@ def _search(shape: _Shape, params: Params, stage: str, episodes: int) -> Cost:
     numbers = shape.whole + shape.prunable + shape.activations(batch) + shape.logits
     teacher = 8 * _LIKELY * given.seqlen * (given.final_samples + given.samples)
     # The starts, the model's, the agent's and the best trials' policies, at most; those that fall behind read less.
-    candidates = 3 + 2 + given.finalists if episodes else 3
+    candidates = 3 + 2 + (given.finalists if episodes else 0)
     tried = episodes + candidates
     bank = min(shape.bank, tried * shape.size * shape.maps / 4)
     # Levels that the bank lacks, one a policy: Grams read, and factors kept.

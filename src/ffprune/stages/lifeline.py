@@ -53,6 +53,8 @@ def hasten_exit() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    # A second one, such as that of a starter that has gone before, must not end what the first has clearing away.
+    signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
 

@@ -214,14 +214,14 @@ def _method_results(
 
 def _beside(found: Mapping[str, Any], dense: Mapping[str, Any] | None) -> float | None:
     """The dense model's perplexity, if it was measured on the same windows."""
-    return None if dense is None or any(dense[key] != found[key] for key in _PROTOCOL) else dense["value"]
+    return None if dense is None or any(dense.get(key) != found[key] for key in _PROTOCOL) else dense["value"]
 
 
 def _dense_result(root: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """Perplexities of the dense model by text, if a method measured it by the same number format and seed."""
     for file in sorted((root / METHOD.of("any").metrics[0]).parent.glob("*.json")):
         other = read_json(file)
-        alike = model_of(other) == model_of(result) and all(other[key] == result[key] for key in ("dtype", "seed"))
+        alike = model_of(other) == model_of(result) and all(other.get(key) == result[key] for key in ("dtype", "seed"))
         if is_dense(other) and alike:
             found: dict[str, Any] = other["perplexity"]
             return found

@@ -11,13 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from ffprune.core.errors import ChecksumMismatch, FfpruneError, ParameterError
+from ffprune.models.temporary import neighbour, remove_leftovers
 from ffprune.stages.integrity import content_hash
 from ffprune.stages.tracking import Store
 
@@ -89,7 +89,9 @@ def pull_model(store: Store, reference: str, out: Path | None) -> Path:
             f"{reference} was to be written to {target}", "that exists", "remove it, or name another folder"
         )
     # DVC reads no .dvc file where git ignores files, as in models/.
-    place = Path(tempfile.mkdtemp(prefix="pulling-", dir=Path.cwd()))
+    remove_leftovers(Path.cwd())
+    place = neighbour(Path.cwd() / "pulled")
+    place.mkdir()
     try:
         folder = _fetch(pointer, place)
         found, registered = content_hash(folder), version.tags.get("files")

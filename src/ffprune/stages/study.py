@@ -167,6 +167,10 @@ def _run(
     with subprocess.Popen(words, cwd=folder) as flow:
         try:
             return flow.wait() == 0
+        except KeyboardInterrupt:
+            # A terminal's Ctrl-C has reached the flow, too.
+            flow.wait()
+            raise
         except SystemExit:
             # SIGTERM came to this process alone, as Ctrl-C does not: the flow ends its stages in order.
             flow.terminate()
