@@ -146,7 +146,7 @@ def test_a_real_pip_without_index_becomes_a_lesson(monkeypatch: pytest.MonkeyPat
     assert "tiny==1.0" in str(refusal.value) and "pip config list" in str(refusal.value)
 
 
-FAKE_PIP = """#!{python}
+FAKE_PIP = """
 import os, sys, time
 from pathlib import Path
 Path("asked.txt").write_text("\\n".join(sys.argv[1:]))
@@ -168,7 +168,10 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Python that is no Python: it answers as pip does that has loaded a third until somebody has seen it."""
     monkeypatch.chdir(tmp_path)
     program = tmp_path / "python"
-    program.write_text(FAKE_PIP.format(python=sys.executable))
+    script = tmp_path / "pip.py"
+    script.write_text(FAKE_PIP)
+    # By a shell: the first line of a script names no Python in a folder with a space.
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{script}' \"$@\"\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(pypi, "_SECONDS_BETWEEN_LOOKS", 0.02)
