@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 
 from ffprune.core.errors import MissingInput
+from ffprune.export.gguf_dense import JSON_KEYS, Cut, read_cut
 from ffprune.export.gguf_seal import check_seal
 from ffprune.models.weights import CorruptModel
 
@@ -29,6 +30,7 @@ class Contents:
         channels: FFN channels of every layer.
         bytes: of the file.
         sealed: whether it has a checksum, which was compared.
+        cut: what it tells of the dense model; None where it tells nothing.
     """
 
     architecture: str
@@ -38,10 +40,13 @@ class Contents:
     channels: list[int]
     bytes: int
     sealed: bool
+    cut: Cut | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; of the dense model null where nothing is told."""
+        own = asdict(self)
+        del own["cut"]
+        return own | (dict.fromkeys(JSON_KEYS) if self.cut is None else self.cut.to_json())
 
 
 def check_gguf(path: Path) -> Contents:
@@ -64,6 +69,7 @@ def check_gguf(path: Path) -> Contents:
             channels,
             bytes=path.stat().st_size,
             sealed=check_seal(path, reader),
+            cut=read_cut(path, reader.fields, (heads, groups, channels)),
         )
     except (ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError) as error:
         raise CorruptModel(

@@ -5,14 +5,13 @@ Layers that lost alike make an ordinary ``llama``, whose own metadata tell the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
 
-from ffprune.export.gguf_check import Contents
 from ffprune.models.layer_config import LayerShape
 from ffprune.models.weights import CorruptModel
 
@@ -24,6 +23,8 @@ _KEYS = (
 """Of the fields of a :class:`LayerShape`, named after llama.cpp's own."""
 _CHANNELS = "ffprune.feed_forward_length"
 """FFN channels of every layer where the file has others, which zeros fill up."""
+JSON_KEYS = ("dense", "unfilled_channels", "removed")
+"""What :meth:`Cut.to_json` tells."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Cut:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, beside those of :class:`ffprune.export.gguf_check.Contents`, whose channels are the file's."""
-        return {"dense": self.dense._asdict(), "unfilled_channels": self.channels, "removed": self.removed}
+        return dict(zip(JSON_KEYS, (self.dense._asdict(), self.channels, self.removed), strict=True))
 
 
 def add_dense(writer: gguf.GGUFWriter, dense: LayerShape, channels: Sequence[int], filled: Sequence[int]) -> None:
@@ -60,28 +61,29 @@ def add_dense(writer: gguf.GGUFWriter, dense: LayerShape, channels: Sequence[int
         writer.add_array(_CHANNELS, list(channels))
 
 
-def read_cut(path: Path, found: Contents) -> Cut | None:
+def read_cut(path: Path, fields: Mapping[str, Any], widths: Sequence[list[int]]) -> Cut | None:
     """What a file tells of the dense model; None where it tells nothing.
 
     Args:
         path: the file.
-        found: what it holds (:func:`ffprune.export.gguf_check.check_gguf`).
+        fields: its metadata, as gguf's reader has them.
+        widths: query heads, key/value heads and FFN channels of every layer.
 
     Raises:
         CorruptModel: what it tells cannot be.
     """
-    fields = gguf.GGUFReader(path).fields
     if not any(key in fields for key in _KEYS):
         return None
     told = _integers([fields[key].contents() if key in fields else None for key in _KEYS])
-    channels = _integers(fields[_CHANNELS].contents()) if _CHANNELS in fields else found.channels
-    if told is None or channels is None or len(channels) != len(found.channels):
+    heads, groups, filled = widths
+    channels = _integers(fields[_CHANNELS].contents()) if _CHANNELS in fields else filled
+    if told is None or channels is None or len(channels) != len(filled):
         raise _bad(path, "are no numbers, or not one a layer")
     dense = LayerShape(*told)
-    layers = [LayerShape(*widths) for widths in zip(found.heads, found.groups, channels, strict=True)]
+    layers = [LayerShape(*layer) for layer in zip(heads, groups, channels, strict=True)]
     if any(now > whole for layer in layers for now, whole in zip(layer, dense, strict=True)):
         raise _bad(path, f"are {told}, and a layer has more")
-    if any(now > filled for now, filled in zip(channels, found.channels, strict=True)):
+    if any(now > most for now, most in zip(channels, filled, strict=True)):
         raise _bad(path, f"are {channels} FFN channels before they were filled up, and the file has fewer")
     head = _head_width(fields)
     left = sum(_weights(layer, head) for layer in layers)
@@ -93,7 +95,7 @@ def _integers(values: Any) -> list[int] | None:
     return values if isinstance(values, list) and all(type(value) is int for value in values) else None
 
 
-def _head_width(fields: dict[str, Any]) -> int:
+def _head_width(fields: Mapping[str, Any]) -> int:
     return int(fields[f"{fields['general.architecture'].contents()}.attention.key_length"].contents())
 
 

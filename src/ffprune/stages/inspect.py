@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ffprune.export.gguf_check import Contents, check_gguf
-from ffprune.export.gguf_dense import Cut, read_cut
 from ffprune.export.inspection import Inspection, inspect
 from ffprune.models.layer_config import LayerShape
 
@@ -22,20 +21,13 @@ def print_inspection(path: Path, as_json: bool) -> None:
         FfpruneError: the folder cannot be loaded (:func:`ffprune.export.inspection.inspect`), or the file is not whole
             (:func:`ffprune.export.gguf_check.check_gguf`).
     """
-    if _is_gguf(path):
-        found = check_gguf(path)
-        cut = read_cut(path, found)
-        if as_json:
-            told = dict.fromkeys(("dense", "unfilled_channels", "removed")) if cut is None else cut.to_json()
-            print(json.dumps(found.to_json() | told, indent=2))
-        else:
-            _print_gguf(path, found, cut)
-        return
-    folder = inspect(path)
+    found = check_gguf(path) if _is_gguf(path) else inspect(path)
     if as_json:
-        print(json.dumps(folder.to_json(), indent=2))
+        print(json.dumps(found.to_json(), indent=2))
+    elif isinstance(found, Contents):
+        _print_gguf(path, found)
     else:
-        _print_folder(path, folder)
+        _print_folder(path, found)
 
 
 def _is_gguf(path: Path) -> bool:
@@ -71,7 +63,7 @@ def _print_folder(folder: Path, found: Inspection) -> None:
     console.print(table)
 
 
-def _print_gguf(path: Path, found: Contents, cut: Cut | None) -> None:
+def _print_gguf(path: Path, found: Contents) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -80,6 +72,7 @@ def _print_gguf(path: Path, found: Contents, cut: Cut | None) -> None:
     console.print(f"{path}: {found.architecture}, {found.bytes / 1e6:,.1f} MB; tensors: {formats}", highlight=False)
     seal = "the bytes are those that ffprune wrote" if found.sealed else "no checksum of ffprune's in it"
     console.print(f"whole: widths agree with tensors; {seal}", highlight=False)
+    cut = found.cut
     if cut is not None:
         console.print(f"removed: {cut.removed:.1%} of the prunable weights of the dense model", highlight=False)
     channels = found.channels if cut is None else cut.channels
