@@ -76,25 +76,31 @@ class Teacher:
         words, shares, others, certain = (torch.cat(column) for column in zip(*known, strict=True))
 
         def reduce(logits: Tensor, labels: Tensor, first: int) -> tuple[Tensor, ...]:
-            kl, own = [], []
-            for here, own_shares in self._softmax.shares(logits):
-                rows, exact = slice(first + here.start, first + here.stop), logits[here]
-                likely = words[rows].long()
-                known = exact.gather(1, likely).float()
-                # Of these words' shares the largest has an exact logarithm; only a broken model's underflows.
-                top, place = known.max(1, keepdim=True)
-                share = own_shares.gather(1, likely.gather(1, place))
-                total = top - share.log()
-                lost = share[:, 0] < torch.finfo(share.dtype).tiny
-                total[lost] = exact[lost].float().logsumexp(1, keepdim=True)
-                known -= total
-                crossed = torch.linalg.vecdot(shares[rows], known) + others[rows] * _rest(known.exp()).log()
-                kl.append(certain[rows] - crossed)
-                own.append((total - exact.gather(1, labels[here, None]).float())[:, 0])
-            return torch.cat(kl), torch.cat(own)
+            rows = slice(first, first + len(logits))
+            known, total = self._known_logits(logits, words[rows])
+            own = total - logits.gather(1, labels[:, None]).float()
+            known -= total
+            crossed = torch.linalg.vecdot(shares[rows], known) + others[rows] * _rest(known.exp()).log()
+            return certain[rows] - crossed, own[:, 0]
 
         kl, own = reduce_logits(model, windows, batch_size, reduce)
         return kl, own
+
+    def _known_logits(self, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of some words, float32 ``[rows, top]``, and logsumexp of all, ``[rows, 1]``."""
+        known = torch.empty(words.shape, dtype=torch.float32, device=logits.device)
+        top, share = known.new_empty(len(words), 1), known.new_empty(len(words), 1)
+        for here, exact in self._softmax.exact(logits):
+            # Out of float32 rows that softmax is about to overwrite: out of bfloat16 ones it takes three times as long.
+            likely = words[here].long()
+            top[here], place = torch.gather(exact, 1, likely, out=known[here]).max(1, keepdim=True)
+            torch.gather(torch.softmax(exact, 1, out=exact), 1, likely.gather(1, place), out=share[here])
+        total = top - share.log()
+        # Of these words' shares the largest has an exact logarithm; only a broken model's underflows.
+        lost = share[:, 0] < torch.finfo(share.dtype).tiny
+        if lost.any():
+            total[lost] = logits[lost].float().logsumexp(1, keepdim=True)
+        return known, total
 
 
 def _rest(shares: Tensor) -> Tensor:
