@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffprune.allocate.dynamic import dynamic_programming
+from ffprune.allocate.dynamic import dynamic_programming, front
 from ffprune.core.budget import Bounds, reachable
 from ffprune.core.errors import UnreachableSparsity
 from ffprune.core.units import Allocation, Unit
@@ -47,6 +47,18 @@ def test_step_one_finds_the_cheapest_of_all_allocations(
     best, _ = oracle.cheapest(units, curves, target, bounds)
     assert_exact(found, target)
     assert total(curves, found) == pytest.approx(best, rel=1e-9, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(tiny(), st.lists(st.floats(0, 1), min_size=2, max_size=4), st.sampled_from([1, 3]), st.integers(0, 10_000))
+def test_several_sparsities_at_once_are_those_of_each(
+    units: tuple[Unit, ...], shares: list[float], step: int, seed: int
+) -> None:
+    bounds = Bounds(0.25, 1.0)
+    curves = [falling(u.granules, seed + i) for i, u in enumerate(units)]
+    targets = [between(units, bounds, share) for share in shares]
+    single = [dynamic_programming(units, curves, target, bounds, step) for target in targets]
+    assert front(units, curves, targets, bounds, step) == single
 
 
 @settings(deadline=None, max_examples=40)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ffprune.core.budget import Bounds, check_reachable, reachable
 from ffprune.core.errors import UnreachableSparsity
-from ffprune.core.policy import MAPPINGS, map_scores
+from ffprune.core.policy import MAPPINGS, fill, map_scores
 from ffprune.core.rounding import to_allocation
 from ffprune.core.uneven import CostTable, on_budget
 from ffprune.core.units import Allocation, Unit
@@ -113,6 +113,20 @@ def test_a_mapping_is_asked_at_the_sparsity_that_costs_the_budget(
     sparsity = 1 - (ends[0] + share * (ends[1] - ends[0])) / dense
     found = on_budget(lambda asked: MAPPINGS[mapping](scores, units, asked, bounds), units, sparsity)
     assert table.at(found) == pytest.approx((1 - sparsity) * dense, rel=1e-3)
+
+
+@pytest.mark.parametrize("mapping", sorted(MAPPINGS))
+@pytest.mark.parametrize("priced", [False, True])
+def test_many_policies_at_once_are_those_of_each(mapping: str, priced: bool) -> None:
+    rng, bounds = np.random.default_rng(0), Bounds(0.1, 0.95)
+    units = tabled(LLAMA, 3) if priced else LLAMA
+    scores, sparsities = rng.normal(size=(5, len(units))), rng.uniform(0.2, 0.6, 5)
+    together = fill(scores, units, sparsities, bounds, mapping)
+    single = [
+        fill(row, units, float(sparsity), bounds, mapping) for row, sparsity in zip(scores, sparsities, strict=True)
+    ]
+    np.testing.assert_allclose(together, single, rtol=0, atol=1e-12)
+    assert np.ptp(together) > 0.1
 
 
 # --- exact budget ---

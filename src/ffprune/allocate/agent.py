@@ -15,7 +15,11 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
 from ffprune.allocate.env import PolicyEnv
+from ffprune.allocate.imagined import Imagined
 from ffprune.core.errors import ParameterError
+
+World = PolicyEnv | Imagined
+"""Asks the agent for policies."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ PRESETS: dict[str, Preset] = {
     # About a hundred episodes from a good start: larger steps, less noise.
     "warm": Preset((256, 128), (256, 128), 1e-2, 0.2, 16, 10, 0.3),
     # Thousands of episodes on a model of the reward, as departures from the policy that is best by the sum of curves.
-    "guided": Preset((256, 128), (256, 128), 3e-3, 0.2, 64, 10, 0.1),
+    "guided": Preset((256, 128), (256, 128), 3e-3, 0.2, 64, 5, 0.1),
 }
 
 
@@ -61,7 +65,7 @@ class _Settled(BaseCallback):
         buffer: the agent's steps.
     """
 
-    def __init__(self, env: PolicyEnv, buffer: RolloutBuffer) -> None:
+    def __init__(self, env: World, buffer: RolloutBuffer) -> None:
         super().__init__()
         self._env, self._buffer = env, buffer
 
@@ -77,7 +81,7 @@ class _Settled(BaseCallback):
 
 
 class Agent:
-    """PPO over a :class:`PolicyEnv`, driven one update at a time so that it can be saved between updates.
+    """PPO over a :data:`World`, driven one update at a time so that it can be saved between updates.
 
     Args:
         env: the environment.
@@ -87,14 +91,15 @@ class Agent:
             untrained policy gives at the problem's final sparsity; None starts from nothing (scores near 0).
     """
 
-    def __init__(self, env: PolicyEnv, preset: Preset, seed: int, start: NDArray[np.float64] | None = None) -> None:
+    def __init__(self, env: World, preset: Preset, seed: int, start: NDArray[np.float64] | None = None) -> None:
         self.preset, self.env = preset, env
         self._steps = preset.episodes_per_update * env.steps
+        side_by_side = env.num_envs if isinstance(env, Imagined) else 1
         self._ppo = PPO(
             "MlpPolicy",
             env,
             learning_rate=preset.learning_rate,
-            n_steps=self._steps,
+            n_steps=self._steps // side_by_side,
             batch_size=self._steps,
             n_epochs=preset.epochs,
             # Every step of an episode is credited with its whole reward, as in AMC.

@@ -43,6 +43,16 @@ class Episode:
     outcome: Outcome
 
 
+def observation_space() -> gymnasium.Space[NDArray[np.float32]]:
+    """Of a target sparsity."""
+    return gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
+
+
+def action_space(problem: Problem) -> gymnasium.Space[NDArray[np.float32]]:
+    """Of one unbounded score per unit."""
+    return gymnasium.spaces.Box(-SCORE_LIMIT, SCORE_LIMIT, (len(problem.units),), np.float32)
+
+
 class PolicyEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """State: a target sparsity; action: one unbounded score per unit.
 
@@ -60,8 +70,8 @@ class PolicyEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.episode = 0
-        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-SCORE_LIMIT, SCORE_LIMIT, (len(problem.units),), np.float32)
+        self.observation_space = observation_space()
+        self.action_space = action_space(problem)
 
     @property
     def final(self) -> NDArray[np.float32]:

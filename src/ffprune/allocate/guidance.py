@@ -25,7 +25,7 @@ class Guidance:
 
     low: float
     high: float
-    imagined: int = 512
+    imagined: int = 64
     batch: int = 8
     proposals: int = 2
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +19,14 @@ from torch import Tensor
 
 from ffprune.allocate.agent import Agent, Preset
 from ffprune.allocate.dynamic import coin, dynamic_programming
-from ffprune.allocate.env import Episode, PolicyEnv
+from ffprune.allocate.env import Episode
 from ffprune.allocate.guidance import Guidance
+from ffprune.allocate.imagined import Imagined
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.race import compare
 from ffprune.allocate.search import SearchResult, Store
 from ffprune.allocate.surrogate import Floats, Surrogate
-from ffprune.core.budget import check_reachable, reachable
 from ffprune.core.outcome import Samples
-from ffprune.core.policy import scores_for
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 
@@ -85,7 +83,7 @@ def guided(
     """
     surrogate = Surrogate(problem.units, curves)
     earlier = _Trials.of(trained or {})
-    world = _Imagined(problem, surrogate, guidance, seed)
+    world = Imagined(problem, surrogate, guidance, seed, preset.episodes_per_update)
     agent = Agent(world, preset, seed)
     log: list[Episode] = []
     saved = store.load()
@@ -115,7 +113,7 @@ def guided(
         store.save(agent.state(), log, ())
 
     starts = list(problem.starts.items())
-    own = [("model of the loss", _best(problem, surrogate, problem.sparsity))]
+    own = [("model of the loss", world.best)]
     if log or trained is not None:  # else the agent has learnt nothing
         own.append(("agent", world.allocate(agent.scores(problem.sparsity), problem.sparsity)))
     if len(earlier.loss):
@@ -127,7 +125,7 @@ def guided(
         ranked = [log[int(i)] for i in np.argsort(means, kind="stable")]
         found += [(f"trial {e.number}", e.allocation) for e in ranked[:finalists]]
     candidates = compare(problem, found, (), len(log))
-    grid = {round(float(s), 6): _best(problem, surrogate, float(s)) for s in world.grid}
+    grid = {round(float(s), 6): policy for s, policy in zip(world.grid, world.policies, strict=True)}
     means, deviations = surrogate.predict([allocation.kept for allocation in grid.values()])
     return GuidedResult(
         best=candidates[0],
@@ -149,20 +147,11 @@ def _liked(surrogate: Surrogate, policies: list[tuple[str, Allocation]]) -> list
     return [policies[int(means.argmin())]]
 
 
-def _plan(problem: Problem, curves: Sequence[Floats], sparsity: float) -> Allocation:
-    step = coin(problem.units, problem.step)
-    return dynamic_programming(problem.units, curves, sparsity, problem.bounds, step)
-
-
-def _best(problem: Problem, surrogate: Surrogate, sparsity: float) -> Allocation:
-    return _plan(problem, surrogate.curves, sparsity)
-
-
 def _round(
     problem: Problem,
     surrogate: Surrogate,
     agent: Agent,
-    world: _Imagined,
+    world: Imagined,
     guidance: Guidance,
     log: Sequence[Episode],
     seed: int,
@@ -182,11 +171,12 @@ def _round(
         add(log[int(means.argmin())].allocation, known=True)
     elif problem.starts:
         add(next(iter(problem.starts.values())), known=True)
-    add(_best(problem, surrogate, problem.sparsity))
+    add(world.best)
     for _ in range(4 * guidance.batch):
         if len(chosen) >= guidance.batch - guidance.proposals:
             break
-        add(_plan(problem, surrogate.draw(rng), problem.sparsity))
+        step = coin(problem.units, problem.step)
+        add(dynamic_programming(problem.units, surrogate.draw(rng), problem.sparsity, problem.bounds, step))
     mean = agent.scores(problem.sparsity)
     for number in range(4 * guidance.batch):
         if len(chosen) >= guidance.batch:
@@ -194,63 +184,6 @@ def _round(
         scores = mean + (rng.normal(0, agent.preset.noise, len(mean)) if number else 0)
         add(world.allocate(scores, problem.sparsity), scores)
     return list(chosen.values())
-
-
-class _Imagined(PolicyEnv):
-    """One step an episode, as in :class:`ffprune.allocate.env.PruningEnv`, but the reward is the model's.
-
-    The sparsity is drawn anew for every episode, and scores are departures from the policy that dynamic programming
-    finds on the model at that sparsity: the agent learns what the sum of curves leaves out.
-
-    Args:
-        problem: what is to be allocated.
-        surrogate: the model of the loss.
-        guidance: the range.
-        seed: of the sparsities.
-
-    Attributes:
-        grid: float64 ``[m]``, sparsities of the range, among them the problem's own.
-    """
-
-    def __init__(self, problem: Problem, surrogate: Surrogate, guidance: Guidance, seed: int) -> None:
-        super().__init__(problem)
-        self._surrogate, self._seed = surrogate, seed
-        # The range is a wish, which the bounds may narrow; the target itself must be within reach.
-        check_reachable(problem.units, problem.sparsity, problem.bounds)
-        least, most = reachable(problem.units, problem.bounds)
-        low = max(least, min(guidance.low, problem.sparsity))
-        high = min(most, max(guidance.high, problem.sparsity))
-        self.grid = np.unique(np.append(np.linspace(low, high, 9), problem.sparsity))
-        self._sparsity = problem.sparsity
-
-    def aim(self) -> None:
-        """Bring the policies that scores depart from up to date with the model."""
-        policies = [_best(self.problem, self._surrogate, float(s)) for s in self.grid]
-        self._base = np.stack([scores_for(np.array(p.retention), self.problem.bounds) for p in policies])
-        self._reference = self._surrogate.predict([p.kept for p in policies])[0]
-
-    def allocate(self, scores: NDArray[np.float64], sparsity: float) -> Allocation:
-        """The policy of an action at a sparsity."""
-        base = [np.interp(sparsity, self.grid, column) for column in self._base.T]
-        return self.problem.allocate(np.asarray(base) + scores, sparsity)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Draw a sparsity."""
-        super().reset(seed=seed)
-        # By the number of the episode: a resumed search draws what it would have drawn.
-        rng = np.random.default_rng([self._seed, self.episode])
-        self._sparsity = float(rng.uniform(self.grid[0], self.grid[-1]))
-        return np.array([self._sparsity], dtype=np.float32), {}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Predict; the reward is how much better than dynamic programming the policy is at this sparsity."""
-        allocation = self.allocate(np.asarray(action, dtype=np.float64), self._sparsity)
-        loss = float(self._surrogate.predict([allocation.kept])[0][0])
-        reference = float(np.interp(self._sparsity, self.grid, self._reference))
-        self.episode += 1
-        return np.array([self._sparsity], dtype=np.float32), 1 - loss / reference, True, False, {}
 
 
 @dataclass(frozen=True)

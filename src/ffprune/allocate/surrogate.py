@@ -83,7 +83,11 @@ class Surrogate:
     def predict(self, policies: Sequence[Sequence[int]] | NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the loss of policies on text like any other, float64 ``[n]`` each."""
         x = self.features(np.asarray(policies))
-        return x @ self._mean, np.sqrt(np.einsum("ni,ij,nj->n", x, self._covariance, x).clip(0))
+        return self._expected(x), np.sqrt(np.einsum("ni,ij,nj->n", x, self._covariance, x).clip(0))
+
+    def mean(self, policies: Sequence[Sequence[int]] | NDArray[np.int64] | Floats) -> Floats:
+        """The mean alone, float64 ``[n]``; of policies that may lie between two granules."""
+        return self._expected(self.features(np.asarray(policies)))
 
     def draw(self, rng: np.random.Generator) -> list[Floats]:
         """Curves as they would be were the posterior's uncertainty settled by chance (Thompson sampling)."""
@@ -97,12 +101,16 @@ class Surrogate:
         """The units' curves as corrected so far: what dynamic programming is to plan with."""
         return self._corrected(self._mean[: len(self._curves)])
 
-    def features(self, policies: NDArray[np.int64]) -> Floats:
+    def features(self, policies: NDArray[np.int64] | Floats) -> Floats:
         """c_i(k_i) of every unit, then sqrt(c_i c_i+1) of every two neighbours, float64 ``[n, 2 N - 1]``."""
         whole = zip(policies.T, self._points, self._curves, strict=True)
         single = np.stack([np.interp(kept, points, curve) for kept, points, curve in whole], 1).clip(0)
         root = np.sqrt(single)
         return np.concatenate([single, root[:, 1:] * root[:, :-1]], 1)
+
+    def _expected(self, features: Floats) -> Floats:
+        expected: Floats = features @ self._mean
+        return expected
 
     def _corrected(self, factors: Floats) -> list[Floats]:
         # A unit whose cut would pay is more likely a unit of which too little is known.

@@ -17,8 +17,8 @@ from ffprune.core.tables import look_up
 from ffprune.core.uneven import on_budget
 from ffprune.core.units import Allocation, Unit
 
-Mapping = Callable[[Floats, Sequence[Unit], float, Bounds], Floats]
-"""(scores [N] float64, units, sparsity, bounds) -> retentions [N] float64."""
+Mapping = Callable[[Floats, Sequence[Unit], float | Floats, Bounds], Floats]
+"""(scores [..., N] float64, units, sparsity [...], bounds) -> retentions [..., N] float64: one policy or many."""
 
 
 def _squash(scores: Floats) -> Floats:
@@ -26,7 +26,7 @@ def _squash(scores: Floats) -> Floats:
     return (np.tanh(scores) + 1) / 2
 
 
-def greedy_fill(scores: Floats, units: Sequence[Unit], sparsity: float, bounds: Bounds) -> Floats:
+def greedy_fill(scores: Floats, units: Sequence[Unit], sparsity: float | Floats, bounds: Bounds) -> Floats:
     """FF Alg. 1, lines 1-12: every unit starts at a_min, the budget fills units by falling score.
 
     Line 1 prints ``clip(tanh(A + 1) / 2, 0, 1)``, which cannot exceed 0.5 and sends half of all actions to
@@ -34,72 +34,73 @@ def greedy_fill(scores: Floats, units: Sequence[Unit], sparsity: float, bounds: 
     and all units but one end at a_min or a_max. Ties go to the unit listed first.
 
     Args:
-        scores: [N] float64, unbounded (A_t).
+        scores: [..., N] float64, unbounded (A_t).
         units: N prunable units (w_i is ``unit.dense_cost``).
-        sparsity: target, removed / all cost (1 - P).
+        sparsity: [...] target, removed / all cost (1 - P).
         bounds: [a_min, a_max].
 
     Returns:
-        [N] float64 retentions, on budget up to float rounding, before DiscretizeAndCorrect.
+        [..., N] float64 retentions, on budget up to float rounding, before DiscretizeAndCorrect.
     """
     sizes = sizes_of(units)
     preference = _squash(scores) * (bounds.high - bounds.low) + bounds.low
-    retentions = np.full(len(units), bounds.low)
-    remaining = (1 - sparsity) * sizes.sum() - (retentions * sizes).sum()
-    for i in np.argsort(-preference, kind="stable"):
-        if remaining <= 0:
-            break
-        given = min(remaining, (bounds.high - retentions[i]) * sizes[i])
-        retentions[i] += given / sizes[i]
-        remaining -= given
+    order = np.argsort(-preference, axis=-1, kind="stable")
+    remaining = (1 - np.asarray(sparsity)) * sizes.sum() - (np.full(len(units), bounds.low) * sizes).sum()
+    falling, given = sizes[order], np.zeros(scores.shape)
+    for place in range(len(units)):
+        room = (bounds.high - bounds.low) * falling[..., place]
+        given[..., place] = np.minimum(remaining, room).clip(0)
+        remaining = remaining - given[..., place]
+    retentions = np.empty(scores.shape)
+    np.put_along_axis(retentions, order, bounds.low + given / falling, -1)
     return retentions
 
 
-def sequential_cap(scores: Floats, units: Sequence[Unit], sparsity: float, bounds: Bounds) -> Floats:
+def sequential_cap(scores: Floats, units: Sequence[Unit], sparsity: float | Floats, bounds: Bounds) -> Floats:
     """SS Alg. 1: scale, clip, round to whole parameters, then cap each unit by what earlier ones left.
 
     The cap only lowers retentions, so low scores prune **more** than asked: read the achieved sparsity off
     the allocation. Its line 1 is misprinted as FF's is, and read as ``(tanh(A) + 1) / 2`` (METHODS 2).
 
     Args:
-        scores: [N] float64, unbounded (A_t).
+        scores: [..., N] float64, unbounded (A_t).
         units: N prunable units, capped in this order.
-        sparsity: target, removed / all cost (P).
+        sparsity: [...] target, removed / all cost (P).
         bounds: [a_min, a_max].
 
     Returns:
-        [N] float64 retentions whose weighted mean is at most 1 - sparsity.
+        [..., N] float64 retentions whose weighted mean is at most 1 - sparsity.
     """
     sizes = sizes_of(units)
     wanted = _squash(scores) * (bounds.high - bounds.low + 0.1) + bounds.low
     wanted = np.rint(np.clip(wanted, 0, bounds.high) * sizes) / sizes
-    budget = (1 - sparsity) * sizes.sum()
-    retentions = np.full(len(units), bounds.low)
+    budget = (1 - np.asarray(sparsity)) * sizes.sum()
+    retentions = np.full(scores.shape, bounds.low)
     for i in range(len(units)):
-        others = (retentions * sizes).sum() - retentions[i] * sizes[i]
-        retentions[i] = min(wanted[i], (budget - others) / sizes[i])
+        others = (retentions * sizes).sum(-1) - retentions[..., i] * sizes[i]
+        retentions[..., i] = np.minimum(wanted[..., i], (budget - others) / sizes[i])
     return retentions
 
 
-def water_fill(scores: Floats, units: Sequence[Unit], sparsity: float, bounds: Bounds) -> Floats:
+def water_fill(scores: Floats, units: Sequence[Unit], sparsity: float | Floats, bounds: Bounds) -> Floats:
     """clip(a_i'' + tau, a_min, a_max) with the one tau that meets the budget (METHODS 2, ours).
 
     a_i'' is FF Alg. 1 line 2 with line 1 read as ``(tanh(A) + 1) / 2`` (see :func:`greedy_fill`). Unlike
     there, the sizes of the scores count, not only their order.
 
     Args:
-        scores: [N] float64, unbounded.
+        scores: [..., N] float64, unbounded.
         units: N prunable units.
-        sparsity: target, removed / all cost.
+        sparsity: [...] target, removed / all cost.
         bounds: [a_min, a_max].
 
     Returns:
-        [N] float64 retentions, on budget up to float rounding, before DiscretizeAndCorrect.
+        [..., N] float64 retentions, on budget up to float rounding, before DiscretizeAndCorrect.
     """
     sizes = sizes_of(units)
     preference = _squash(scores) * (bounds.high - bounds.low) + bounds.low
     low, high = np.full(len(units), bounds.low), np.full(len(units), bounds.high)
-    return level(preference, sizes, low, high, (1 - sparsity) * float(sizes.sum()))
+    return level(preference, sizes, low, high, (1 - np.asarray(sparsity)) * float(sizes.sum()))
 
 
 MAPPINGS: dict[str, Mapping] = {
@@ -107,6 +108,30 @@ MAPPINGS: dict[str, Mapping] = {
     "greedy_fill": greedy_fill,
     "sequential_cap": sequential_cap,
 }
+
+
+def fill(
+    scores: Floats, units: Sequence[Unit], sparsity: float | Floats, bounds: Bounds, mapping: str = "water_fill"
+) -> Floats:
+    """The policy mapping F before its rounding: what scores make of a budget, counted in granules or in their prices.
+
+    Args:
+        scores: [..., N] float64, unbounded, one per unit (A_t).
+        units: N prunable units.
+        sparsity: [...] target, removed / all cost.
+        bounds: retention bounds.
+        mapping: a row of :data:`MAPPINGS`.
+
+    Returns:
+        [..., N] float64 retentions.
+
+    Raises:
+        ParameterError: unknown mapping.
+    """
+    chosen = look_up(MAPPINGS, mapping, "search.mapping")
+    if any(unit.uneven for unit in units):
+        return on_budget(lambda asked: chosen(scores, units, asked, bounds), units, sparsity)
+    return chosen(scores, units, sparsity, bounds)
 
 
 def map_scores(
@@ -135,12 +160,8 @@ def map_scores(
         UnreachableSparsity: see :func:`to_allocation`.
         ValueError: see :func:`to_allocation`.
     """
-    chosen = look_up(MAPPINGS, mapping, "search.mapping")
     check_reachable(units, sparsity, bounds)
-    if any(unit.uneven for unit in units):
-        retentions = on_budget(lambda asked: chosen(scores, units, asked, bounds), units, sparsity)
-    else:
-        retentions = chosen(scores, units, sparsity, bounds)
+    retentions = fill(scores, units, sparsity, bounds, mapping)
     # SS Alg. 1 prunes more than asked by design: correcting that would make it another algorithm.
     return to_allocation(retentions, scores, units, sparsity, bounds, step, exact=mapping != "sequential_cap")
 

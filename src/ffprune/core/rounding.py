@@ -22,20 +22,25 @@ def sizes_of(units: Sequence[Unit]) -> Floats:
     return np.array([unit.dense_cost for unit in units], dtype=np.float64)
 
 
-def level(shares: Floats, sizes: Floats, low: Floats, high: Floats, budget: float) -> Floats:
-    """clip(shares + tau, low, high) with the tau for which sizes * shares sum to the budget; all [N].
+def level(shares: Floats, sizes: Floats, low: Floats, high: Floats, budget: float | Floats) -> Floats:
+    """clip(shares + tau, low, high) with the tau for which sizes * shares sum to the budget.
 
     The sum grows with tau, which makes bisection safe; all shares lie in [0, 1], which bounds tau.
+
+    Args:
+        shares: ``[..., N]``, several problems at once.
+        sizes: ``[N]``.
+        low: ``[N]``.
+        high: ``[N]``.
+        budget: ``[...]``, one a problem.
     """
-    below, above = -1.0, 1.0
+    below, above = np.full(shares.shape[:-1], -1.0), np.full(shares.shape[:-1], 1.0)
     # 64 halvings leave less than the spacing of floats near one.
     for _ in range(64):
         tau = (below + above) / 2
-        if (np.clip(shares + tau, low, high) * sizes).sum() < budget:
-            below = tau
-        else:
-            above = tau
-    levelled: Floats = np.clip(shares + above, low, high)
+        short = (np.clip(shares + tau[..., None], low, high) * sizes).sum(-1) < budget
+        below, above = np.where(short, tau, below), np.where(short, above, tau)
+    levelled: Floats = np.clip(shares + above[..., None], low, high)
     return levelled
 
 

@@ -36,35 +36,34 @@ class CostTable:
         """Cost of whole granules, int64 ``[N]``, together."""
         return int(self._table[self._rows, kept].sum())
 
-    def at(self, retentions: Floats) -> float:
-        """Cost of retentions, float64 ``[N]`` in [0, 1], together; between two whole granules, a straight line."""
+    def at(self, retentions: Floats) -> Floats:
+        """Cost of retentions in [0, 1], ``[..., N]`` -> ``[...]``; between two whole granules, a straight line."""
         wanted = retentions * self.granules
         whole = np.floor(wanted).astype(np.int64)
         low, high = self._table[self._rows, whole], self._table[self._rows, whole + 1]
-        return float((low + (wanted - whole) * (high - low)).sum())
+        cost: Floats = (low + (wanted - whole) * (high - low)).sum(-1)
+        return cost
 
 
-def on_budget(mapping: Callable[[float], Floats], units: Sequence[Unit], sparsity: float) -> Floats:
+def on_budget(mapping: Callable[[Floats], Floats], units: Sequence[Unit], sparsity: float | Floats) -> Floats:
     """What a mapping answers where its retentions really cost the budget.
 
     A mapping takes the granules of a unit for equally dear. Asked for more or less than the target, it is right on the
     whole; the higher the sparsity that it is asked for, the less its retentions cost, which makes bisection safe.
 
     Args:
-        mapping: sparsity, by the cost of dense units -> float64 ``[N]`` retentions.
+        mapping: sparsities ``[...]``, by the cost of dense units -> float64 ``[..., N]`` retentions.
         units: N units.
-        sparsity: target, removed / all cost.
+        sparsity: target, removed / all cost; or several, ``[...]``.
 
     Returns:
-        [N] float64 retentions, at or below the budget, as near as the mapping allows.
+        [..., N] float64 retentions, at or below the budget, as near as the mapping allows.
     """
     table = CostTable(units)
-    budget = (1 - sparsity) * table.of(table.granules)
-    below, above = 0.0, 1.0
+    budget = (1 - np.asarray(sparsity)) * table.of(table.granules)
+    below, above = np.zeros(budget.shape), np.ones(budget.shape)
     for _ in range(_HALVINGS):
         asked = (below + above) / 2
-        if table.at(mapping(asked)) > budget:
-            below = asked
-        else:
-            above = asked
+        dear = table.at(mapping(asked)) > budget
+        below, above = np.where(dear, asked, below), np.where(dear, above, asked)
     return mapping(above)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -53,19 +54,19 @@ class Unit:
         """Prunable weights of the dense unit (w_i in FF Alg. 1)."""
         return self.fixed + self.granules * self.params_per_granule
 
-    @property
+    @cached_property
     def uneven(self) -> bool:
         """Whether granules differ in price."""
         return isinstance(self.price, np.ndarray)
 
-    @property
+    @cached_property
     def granule_cost(self) -> int:
         """What budgets count of a granule; the mean, at least 1, where granules differ in price."""
         if isinstance(self.price, np.ndarray):
             return max(1, round(self.dense_cost / self.granules))
         return self.params_per_granule if self.price is None else self.price
 
-    @property
+    @cached_property
     def dense_cost(self) -> int:
         """What budgets count of the dense unit."""
         return self.cost(self.granules)
@@ -73,6 +74,10 @@ class Unit:
     def cost(self, kept: int) -> int:
         """What budgets count of ``kept`` granules."""
         return int(self.price[kept]) if isinstance(self.price, np.ndarray) else kept * self.granule_cost
+
+    def costs(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """:meth:`cost` of several numbers of granules, int64 ``[n]``."""
+        return self.price[kept] if isinstance(self.price, np.ndarray) else kept * self.granule_cost
 
     def affordable(self, cost: int) -> int:
         """Most granules that cost no more than this; where even none does, a number below 0."""
