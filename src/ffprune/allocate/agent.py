@@ -52,7 +52,7 @@ PRESETS: dict[str, Preset] = {
     "sparsitysolver": Preset((256, 256), (64, 64), 5e-4, 0.2, 15, 10, 1.0),
     # About a hundred episodes from a good start: larger steps, less noise.
     "warm": Preset((256, 128), (256, 128), 1e-2, 0.2, 16, 10, 0.3),
-    # Thousands of episodes on a model of the reward, as departures from the policy that is best by the sum of curves.
+    # Episodes on a model of the reward, as departures from the policy that is best by the sum of curves.
     "guided": Preset((256, 128), (256, 128), 3e-3, 0.2, 64, 5, 0.1),
 }
 

@@ -3,7 +3,7 @@
 A round tries policies on common text, and the model (:mod:`ffprune.allocate.surrogate`) learns from them. Which
 policies: the best one under the model as it stands, the best ones under models drawn from its posterior (Thompson
 sampling: what is uncertain and might pay is tried), and what an agent proposes that PPO has trained on the model, in
-thousands of imagined episodes at sparsities all over a range. One model and one agent serve the whole range: after the
+imagined episodes at sparsities all over a range. One model and one agent serve the whole range: after the
 search there is a policy for every sparsity in it, and a search at another sparsity begins with everything learnt.
 """
 
