@@ -77,7 +77,9 @@ def test_what_lies_between_two_steps_is_made_from_the_lower_one_and_a_bank_chang
     like = LIKE.to(dtype)
     bank = list(levels(None, 1).fill([[3, 6] for _ in view.units], dtype))
     some = list(levels(None, 1).fill([[6] for _ in view.units], dtype))
-    found = [levels(given, 3) for given in (bank, some, None)]
+    # Its steps do not divide those of the policies.
+    finer = list(levels(None, 1).fill([range(2, unit.granules, 2) for unit in view.units], dtype))
+    found = [levels(given, 3) for given in (bank, some, finer, None)]
     for index, unit in enumerate(view.units):
         for kept in range(1, unit.granules):
             first, *others = (one.at(index, kept, like) for one in found)

@@ -22,9 +22,9 @@ class Levels:
     """The repaired last map of every unit at every level of one fixed order of granules (METHODS 7).
 
     A level is looked up in the bank, then among those made, or brought to a device, before; else it is made. One
-    between two multiples of ``step`` is made from the lower one, whether the bank has that or not: a bank changes no
-    map. A unit is factorised when the first of its levels must be made, so that a bank which has them all costs no
-    factorisation.
+    between two multiples of ``step`` is made from the lower one, even where a bank of finer steps has it: a bank
+    changes no map. A unit is factorised when the first of its levels must be made, so that a bank which has them all
+    costs no factorisation.
 
     Args:
         view: the dense model, in full precision; its last maps are kept.
@@ -69,7 +69,8 @@ class Levels:
         Returns:
             ``[d_out, kept * width]``; not to be written to.
         """
-        banked = None if self._bank is None else self._bank[index].get(kept)
+        between = self._below(index, kept) != kept
+        banked = None if self._bank is None or between else self._bank[index].get(kept)
         if banked is not None and (banked.device, banked.dtype) == (like.device, like.dtype):
             return banked
         key = index, kept
@@ -84,12 +85,17 @@ class Levels:
 
     def _new(self, index: int, kept: int, like: Tensor) -> Tensor:
         """A level that the bank lacks, float32 on the CPU."""
-        step = self._steps[index]
-        below = kept // step * step
-        if below in (0, kept) or self._runs[index] > 1:
+        below = self._below(index, kept)
+        if below == kept:
             return self.make(index, kept)
         (factor,) = self._factors_of(index)
         return factor.extend(self.at(index, below, like).cpu(), kept * self._widths[index])
+
+    def _below(self, index: int, kept: int) -> int:
+        """The level that this one is made from: itself, or the multiple of the step below it."""
+        step = self._steps[index]
+        below = kept // step * step
+        return kept if below == 0 or self._runs[index] > 1 else below
 
     def make(self, index: int, kept: int) -> Tensor:
         """Solve for one level, float32 ``[d_out, kept * width]`` on the CPU."""
