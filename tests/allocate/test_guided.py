@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from ffprune.allocate.guided import GuidedResult, guided
 from ffprune.allocate.problem import Problem
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import NonFiniteLoss, ParameterError, UnreachableSparsity
+from ffprune.core.outcome import Outcome, Samples
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
 from tests.allocate.test_search import Memory
@@ -165,6 +167,29 @@ def test_broken_trials_are_survived_and_a_broken_world_is_told() -> None:
     assert found.best.outcome.finite
     with pytest.raises(NonFiniteLoss):
         run(Bandit(WEIGHTS, broken=range(200)), trials=6)
+
+
+class Fragile(Bandit):
+    """Has no finite loss with the policy that the curves like best."""
+
+    def __call__(self, allocation: Allocation, samples: Samples) -> Outcome:
+        found = super().__call__(allocation, samples)
+        if allocation != dynamic_programming(UNITS, CURVES, 0.3, BOUNDS, 1):
+            return found
+        return replace(found, reward=0.0, loss=math.inf, perplexity=math.inf, finite=False)
+
+
+def test_a_trial_without_a_finite_loss_is_not_taken_for_the_best_known() -> None:
+    found = {}
+    for fidelity in (Bandit, Fragile):
+        world = replace(problem(fidelity([1.0] * 6)), starts={"other": best(0.3)})
+        log: list[Episode] = []
+        found[fidelity] = guided(world, CURVES, GUIDANCE, SMALL, FLAT, 12, 1, 0, Memory(), log.append)
+    favourite, broken = (result.episodes for result in found.values())
+    # Round by round the best known is the first.
+    assert favourite[6].allocation == favourite[1].allocation == broken[1].allocation
+    assert [e.number for e in broken if not e.outcome.finite] == [1]
+    assert found[Fragile].best.outcome.finite
 
 
 @pytest.mark.parametrize("change", [{"low": 0.5}, {"proposals": 6}, {"high": 1.0}])

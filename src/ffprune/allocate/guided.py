@@ -120,10 +120,7 @@ def guided(
         # The search before compared all of these; the model that it taught knows which are worth it again.
         starts, own = _liked(surrogate, starts), _liked(surrogate, own)
     found = starts + own
-    if log:
-        means, _ = surrogate.predict([e.allocation.kept for e in log])
-        ranked = [log[int(i)] for i in np.argsort(means, kind="stable")]
-        found += [(f"trial {e.number}", e.allocation) for e in ranked[:finalists]]
+    found += [(f"trial {e.number}", e.allocation) for e in _ranked(surrogate, log)[:finalists]]
     candidates = compare(problem, found, (), len(log))
     grid = {round(float(s), 6): policy for s, policy in zip(world.grid, world.policies, strict=True)}
     means, deviations = surrogate.predict([allocation.kept for allocation in grid.values()])
@@ -137,6 +134,15 @@ def guided(
         front=grid,
         predicted={s: (float(m), float(d)) for s, m, d in zip(grid, means, deviations, strict=True)},
     )
+
+
+def _ranked(surrogate: Surrogate, log: Sequence[Episode]) -> list[Episode]:
+    """Trials by the loss that the model predicts; those without a finite loss, which taught it nothing, last."""
+    if not log:
+        return []
+    means, _ = surrogate.predict([episode.allocation.kept for episode in log])
+    broken = np.array([not episode.outcome.finite for episode in log])
+    return [log[int(i)] for i in np.lexsort((means, broken))]
 
 
 def _liked(surrogate: Surrogate, policies: list[tuple[str, Allocation]]) -> list[tuple[str, Allocation]]:
@@ -167,8 +173,7 @@ def _round(
             chosen.setdefault(allocation.kept, (told, allocation))
 
     if log:
-        means, _ = surrogate.predict([e.allocation.kept for e in log])
-        add(log[int(means.argmin())].allocation, known=True)
+        add(_ranked(surrogate, log)[0].allocation, known=True)
     elif problem.starts:
         add(next(iter(problem.starts.values())), known=True)
     add(world.best)
