@@ -20,7 +20,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from ffprune.core.budget import Bounds
-from ffprune.core.errors import FfpruneError, MissingInput, TooLittleText, UnreachableSparsity, UnsupportedArchitecture
+from ffprune.core.errors import (
+    FfpruneError,
+    MissingInput,
+    ParameterError,
+    TooLittleText,
+    UnreachableSparsity,
+    UnsupportedArchitecture,
+)
 from ffprune.core.units import Allocation
 from ffprune.evaluate.latency import Latencies
 from ffprune.models.checkpoint import load_model
@@ -519,7 +526,7 @@ def test_an_unreachable_sparsity_names_the_reach_before_any_work(
         ("calibrate", {"calibrate": {"windows": 10_000}}, "calibrate.windows"),
         ("sensitivity", {"sensitivity": {"fisher": {"windows": 10_000}}}, "sensitivity.fisher.windows"),
         ("search", {"search": {"final_samples": 10_000}}, "search.final_samples"),
-        ("search", {"search": {"seqlen": 100_000}}, "1 windows of 100000 tokens"),
+        ("search", {"search": {"seqlen": 1_000}}, "1 windows of 1000 tokens"),
         ("evaluate", {"evaluate": {"windows": 10_000}}, "evaluate.windows"),
     ],
 )
@@ -527,6 +534,23 @@ def test_too_little_text_is_refused_with_the_parameter(
     scratch: Path, stage: str, change: dict[str, Any], message: str
 ) -> None:
     assert message in refused(TooLittleText, stage, **change)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("calibrate", {"calibrate": {"seqlen": 1_025}}),
+        ("sensitivity", {"sensitivity": {"hutchinson": {"seqlen": 1_025}}}),
+        ("search", {"search": {"seqlen": 1_025}}),
+        ("ridge", {"ridge": {"stream": {"seqlen": 1_025}}}),
+        ("evaluate", {"evaluate": {"seqlen": 1_025}}),
+    ],
+)
+def test_windows_longer_than_the_models_context_are_refused(scratch: Path, stage: str, change: dict[str, Any]) -> None:
+    message = refused(ParameterError, stage, **change)
+    assert f"{next(iter(change))}." in message
+    assert "windows of 1025 tokens" in message
+    assert "context of 1024 tokens" in message
 
 
 @pytest.mark.parametrize("stage", ["calibrate", "sensitivity", "search", "transfer", "prune", "ridge", "evaluate"])

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ffprune.core.errors import TooLittleText
+from ffprune.core.errors import ParameterError, TooLittleText
 from ffprune.core.gram import Gram
 from ffprune.core.units import Allocation
 from ffprune.models.calibration import Calibration
 from ffprune.models.checkpoint import load_model, load_tokenizer
+from ffprune.models.config_file import read_config
 from ffprune.models.view import ModelView
 from ffprune.models.windows import token_windows
 from ffprune.stages.artifacts import read_metadata, read_tensors, require, write_tensors
@@ -57,8 +58,10 @@ def sample_windows(folder: Path, text: Path, seqlen: int, count: int, seed: int,
         int64 ``[count, seqlen]``.
 
     Raises:
+        ParameterError: a window is longer than the model's context.
         TooLittleText: the text has fewer windows.
     """
+    _check_context(folder, seqlen, key)
     windows = token_windows(load_tokenizer(folder), text.read_text(encoding="utf-8"), seqlen)
     if count > len(windows):
         raise TooLittleText(
@@ -68,6 +71,17 @@ def sample_windows(folder: Path, text: Path, seqlen: int, count: int, seed: int,
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     return windows[order[: count or len(windows)]]
+
+
+def _check_context(folder: Path, seqlen: int, key: str) -> None:
+    """Learnt positions end with the context, and what a model says behind it is worth nothing."""
+    context = getattr(read_config(folder, trust_remote_code=False), "max_position_embeddings", None)
+    if context is not None and seqlen > context:
+        raise ParameterError(
+            f"{key} asks for windows of {seqlen} tokens",
+            f"The model in {folder} has a context of {context} tokens (max_position_embeddings in config.json)",
+            "Lower the seqlen of that section (for methods, the one in the section study)",
+        )
 
 
 def calibration_windows(
