@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
-from ffprune.core.errors import MissingInput
+from ffprune.core.errors import MissingInput, UnsupportedArchitecture
 from ffprune.models.checkpoint import save_model
 from ffprune.models.view import ModelView
 from ffprune.stages.costs import LIBRARIES, costs
@@ -163,6 +163,26 @@ def test_an_identifier_that_the_hub_does_not_give_is_asked_for_once(
 
 
 @pytest.mark.slow
+def test_a_device_that_is_not_here_leaves_only_the_time_open(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)  # of the whole process
+    absent = "cuda" if not torch.cuda.is_available() else "xpu"
+    elsewhere = PARAMS.model_copy(update={"compute": PARAMS.compute.model_copy(update={"device": absent})})
+    print_plan("llama-7b", elsewhere)
+    shown = capsys.readouterr().out
+    assert f"torch cannot compute on {absent} here" in shown
+    print_plan("llama-7b", elsewhere, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert all(stage["seconds"] is None and stage["memory_bytes"] > 0 for stage in found["stages"])
+
+
+def test_a_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedArchitecture, match="'t5', which ffprune has no row for"):
+        print_plan(str(tmp_path), PARAMS)
+
+
 def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)  # of the whole process
     print_plan("llama-7b", in_turn(PARAMS))

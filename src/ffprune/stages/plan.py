@@ -17,12 +17,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ffprune.core.errors import MissingInput
+from ffprune.models.families import family_of
 from ffprune.models.surgery import param_count
 from ffprune.models.view import ModelView
 from ffprune.stages.costs import Cost, costs
 from ffprune.stages.inputs import DTYPES
 from ffprune.stages.record import DENSE
-from ffprune.stages.sections import Params
+from ffprune.stages.sections import Compute, Params
 
 SHAPES: dict[str, dict[str, int]] = {
     "llama-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -86,11 +87,11 @@ def print_plan(name: str | None, params: Params, as_json: bool = False) -> None:
     from rich.table import Table
 
     place, config = config_of(name)
+    family_of(config)  # refuses what could not even be built
     view = ModelView(meta_model(config))
     compute = params.compute
-    torch.set_float32_matmul_precision(compute.matmul_precision)
-    rates = {dtype: rate(dtype, compute.device) for dtype in (DTYPES[compute.dtype], torch.float32, torch.float64)}
-    stages = [(cost, _seconds(cost, list(rates.values()))) for cost in costs(view, params)]
+    rates = _rates(compute)
+    stages = [(cost, None if rates is None else _seconds(cost, rates)) for cost in costs(view, params)]
     if as_json:
         about = {"model": place, "parameters": param_count(view.model), "device": compute.device}
         print(json.dumps({**about, "stages": [_told(*stage) for stage in stages]}, indent=2))
@@ -101,13 +102,28 @@ def print_plan(name: str | None, params: Params, as_json: bool = False) -> None:
         table.add_column(column, justify="right" if number else "left")
     for cost, seconds in stages:
         sizes = (cost.memory, cost.mapped, cost.device, cost.disk)
-        table.add_row(cost.stage, *(f"{size / 1e9:,.1f}" for size in sizes), _duration(seconds))
+        time_at_least = "?" if seconds is None else _duration(seconds)
+        table.add_row(cost.stage, *(f"{size / 1e9:,.1f}" for size in sizes), time_at_least)
     console = Console(width=100)
     console.print(table)
     console.print(
         f"memory: at most, wherever it is. Of it, mapped: pages of files, which the system takes back where memory is "
         f"short; on the device: on {compute.device} (compute.onload: {compute.onload})."
     )
+    if rates is None:
+        console.print(f"time: not known, since torch cannot compute on {compute.device} here.")
+
+
+def _rates(compute: Compute) -> list[float] | None:
+    """Multiply-adds a second in ``compute.dtype``, float32 and float64; None where this machine has not the device.
+
+    A plan is what is asked before there is a GPU.
+    """
+    torch.set_float32_matmul_precision(compute.matmul_precision)
+    try:
+        return [rate(dtype, compute.device) for dtype in (DTYPES[compute.dtype], torch.float32, torch.float64)]
+    except (AssertionError, RuntimeError, TypeError):  # of a torch without this backend; of a backend without float64
+        return None
 
 
 def _seconds(cost: Cost, rates: Sequence[float]) -> float:
@@ -116,7 +132,7 @@ def _seconds(cost: Cost, rates: Sequence[float]) -> float:
     return sum(amount / speed for amount, speed in zip(amounts, rates, strict=True))
 
 
-def _told(cost: Cost, seconds: float) -> dict[str, object]:
+def _told(cost: Cost, seconds: float | None) -> dict[str, object]:
     """A stage for scripts; sizes in bytes."""
     sizes = {"memory": cost.memory, "mapped": cost.mapped, "on_device": cost.device, "disk": cost.disk}
     return {"stage": cost.stage, **{f"{name}_bytes": round(size) for name, size in sizes.items()}, "seconds": seconds}
