@@ -232,6 +232,22 @@ def test_an_outcome_does_not_depend_on_what_was_asked_before(pruned: Pruned, mon
         assert reward(pruned.cut, Samples(4, draw)) == pruned.reward(batch_size=4)(pruned.cut, Samples(4, draw)), draw
 
 
+def test_what_the_dense_model_predicts_is_kept_of_one_round_and_the_fixed_windows(pruned: Pruned) -> None:
+    reward = pruned.reward("divergence", trial_samples=2)
+    teacher, rounds = reward._teacher, [Samples(2, draw) for draw in (0, 1, 2, 0)]
+    assert teacher is not None
+    fixed = reward(pruned.cut, Samples(3, None))
+    found = [reward(pruned.cut, samples) for samples in rounds]
+    assert {number for number in range(len(WINDOWS)) if teacher.knows(number)} <= {0, 1, 2, *reward._choose(rounds[2])}
+    # What is learnt again is what was learnt before.
+    reward._known.clear()
+    assert [reward(pruned.cut, samples) for samples in rounds] == found
+    pruned.asked.clear()
+    reward._known.clear()
+    assert reward(pruned.cut, Samples(3, None)) == fixed
+    assert pruned.asked == [pruned.cut]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("kind", REWARDS)
 def test_a_loss_that_is_not_finite_gives_reward_zero(small_llama: PreTrainedModel, bad: float, kind: str) -> None:

@@ -9,6 +9,8 @@ than its loss alone, and a token 8 KB instead of 98.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -57,6 +59,14 @@ class Teacher:
         nll = reduce_logits(model, window[None], 1, keep)[0][0]
         self._known[number] = tuple(torch.cat(column) for column in zip(*kept, strict=True))
         return nll
+
+    def keep(self, numbers: Container[int]) -> None:
+        """Forget all but these windows."""
+        self._known = {number: known for number, known in self._known.items() if number in numbers}
+
+    def knows(self, number: int) -> bool:
+        """Whether a window was learnt and not forgotten."""
+        return number in self._known
 
     def compare(
         self, model: PreTrainedModel, numbers: list[int], windows: Tensor, batch_size: int

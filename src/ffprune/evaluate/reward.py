@@ -127,8 +127,11 @@ class ModelReward:
         return [int(i) for i in pool]
 
     def _dense_mean(self, chosen: list[int]) -> float:
-        missing = [i for i in chosen if i not in self._dense_nll]
+        missing = [i for i in chosen if i not in self._dense_nll or not self._remembers(i)]
         if missing:
+            if self._teacher is not None:
+                # Rounds seldom share windows: of those that are drawn, one round's are in memory.
+                self._teacher.keep({*range(self.fixed), *chosen})
             self.apply(self.dense)
             if self._teacher is None:
                 # One at a time: in half precision a window's loss depends on those beside it in its batch, and which
@@ -145,6 +148,9 @@ class ModelReward:
                 )
             self._dense_nll |= dict(zip(missing, losses.tolist(), strict=True))
         return sum(self._dense_nll[i] for i in chosen) / len(chosen)
+
+    def _remembers(self, window: int) -> bool:
+        return self._teacher is None or self._teacher.knows(window)
 
 
 @contextmanager
