@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -82,6 +84,13 @@ def test_handmade_refuses_more_than_inner_channels_can_give() -> None:
     with pytest.raises(UnreachableSparsity, match=r"sparsity 0\.31 was asked .* 0\.000 to 0\.288 of all") as caught:
         handmade(units, 0.31, Bounds(0.05, 1.0))
     assert "handmade" in caught.value.change
+
+
+def test_handmade_refuses_where_measured_channels_cost_nothing() -> None:
+    free = [replace(unit, price=np.zeros(unit.granules + 1, dtype=np.int64)) for unit in layers(4)[1::2]]
+    units = tuple(unit for pair in zip(layers(4)[::2], free, strict=True) for unit in pair)
+    with pytest.raises(UnreachableSparsity, match=r"0\.000 to 0\.000 of all"):
+        handmade(units, 0.2, Bounds(0.05, 1.0))
 
 
 def test_uniform_refuses_what_no_unit_can_give() -> None:

@@ -97,6 +97,23 @@ def test_params_are_checked_against_the_model_and_the_measured_table(tmp_path: P
     check_budget(view, params(search={"budget": "latency"}), file)
 
 
+def test_params_are_checked_against_what_prune_is_to_make(tmp_path: Path) -> None:
+    view, file = ModelView(llama()), tmp_path / "table.json"
+    high = {"search": {"sparsity": 0.62}}
+    # The search reaches it; channels alone do not.
+    with pytest.raises(UnreachableSparsity, match=r"0\.62 .* alone, and prune\.policies has 'handmade'\. .* to 0\.550"):
+        check_budget(view, params(**high), file)
+    without = {
+        "prune": {"policies": ["uniform", "searched"], "min_keep": 0.05},
+        "ridge": {"repairs": {"ridge": ["uniform", "searched"], "stream": ["searched"]}},
+        "evaluate": {"methods": ["uniform", "searched"], "zero_shot": {"methods": []}},
+    }
+    check_budget(view, params(**high, **without), file)
+    without["prune"]["min_keep"] = 0.6
+    with pytest.raises(UnreachableSparsity, match=r"prune\.policies has 'uniform'.* Lower prune\.min_keep or"):
+        check_budget(view, params(**high, **without), file)
+
+
 def test_a_table_of_another_machine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     view = ModelView(llama())
     warn_of_another_machine(told("latency", view), "cpu")

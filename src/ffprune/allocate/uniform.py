@@ -44,8 +44,9 @@ def handmade(units: Sequence[Unit], sparsity: float, bounds: Bounds) -> Allocati
     cut = [units[i] for i in inner]
     whole, part = total_cost(units), total_cost(cut)
     # A whole number, then their share: a product of floats would miss the exact budget by a channel now and then.
-    share = least_count(sparsity, whole) / part
-    lowest, highest = reachable(cut, bounds)
+    # Measured times can make channels cost nothing; then nothing of a cost goes with them.
+    share = least_count(sparsity, whole) / part if part else np.inf
+    lowest, highest = reachable(cut, bounds) if part else (0.0, 0.0)
     if not lowest <= share <= highest:
         raise UnreachableSparsity(
             f"sparsity {sparsity} was asked for from the inner FFN channels alone",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ffprune.allocate.uniform import handmade, uniform
 from ffprune.core.budget import Bounds, check_reachable
 from ffprune.core.errors import ParameterError, UnreachableSparsity
 from ffprune.core.latency import BlockTimes
@@ -102,7 +103,8 @@ def warn_of_another_machine(facts: Facts, device: str) -> None:
 
 
 def check_budget(view: ModelView, params: Params, latency: Path) -> None:
-    """Refuse sparsities that no policy of this model reaches; latencies, once they were measured.
+    """Refuse sparsities that no policy of this model reaches, or not one that prune is to make; latencies, once they
+    were measured.
 
     Args:
         view: the dense model; shapes are enough.
@@ -110,13 +112,31 @@ def check_budget(view: ModelView, params: Params, latency: Path) -> None:
         latency: the stage's file.
 
     Raises:
-        UnreachableSparsity: search.sparsity or transfer.sparsity is out of reach.
+        UnreachableSparsity: search.sparsity or transfer.sparsity is out of reach, of the search or of a policy of
+            prune.policies.
     """
     search, facts = params.search, facts_of(params.search, latency)
     if facts["name"] == "latency" and not facts["latency"]:
         return
+    budget = Budget.on(view, facts)
     for sparsity in (search.sparsity, params.transfer.sparsity):
-        Budget.on(view, facts).check(sparsity, search.bounds())
+        budget.check(sparsity, search.bounds())
+        for name in params.prune.policies:
+            _check_made(name, budget, sparsity, params.prune.bounds())
+
+
+def _check_made(name: str, budget: Budget, sparsity: float, bounds: Bounds) -> None:
+    """Refuse a policy that the stage prune could not make, hours later."""
+    try:
+        if name in MADE:
+            MADE[name](budget.units, sparsity, bounds)
+    except UnreachableSparsity as refusal:
+        raise UnreachableSparsity(
+            f"{refusal.asked}, and prune.policies has {name!r}",
+            refusal.possible,
+            f"Lower prune.min_keep or the sparsity, or take {name!r} out of prune.policies, ridge.repairs and "
+            "evaluate.methods",
+        ) from refusal
 
 
 def _macs(view: ModelView, facts: Facts) -> Sequence[Price]:
@@ -134,6 +154,9 @@ def _latency(view: ModelView, facts: Facts) -> Sequence[Price] | None:
     known = [unit.name in prices and len(prices[unit.name]) == unit.granules + 1 for unit in view.units]
     return [prices[unit.name] for unit in view.units] if all(known) else None
 
+
+MADE: dict[str, Callable[[Sequence[Unit], float, Bounds], Allocation]] = {"uniform": uniform, "handmade": handmade}
+"""Policies of ``prune.policies`` that follow from the units, the sparsity and the bounds alone."""
 
 BUDGETS: dict[str, Callable[[ModelView, Facts], Sequence[Price | None] | None]] = {
     "parameters": lambda view, _: [None] * len(view.units),

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ffprune.allocate.uniform import handmade, uniform
 from ffprune.core.units import Allocation
 from ffprune.models.checkpoint import load_model, load_tokenizer, save_model, stored_dtype
 from ffprune.models.surgery import light_copy, slice_model
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
-from ffprune.stages.budget import Budget
+from ffprune.stages.budget import MADE, Budget
 from ffprune.stages.context import StageContext
 from ffprune.stages.inputs import kept_granules, read_orders
 from ffprune.stages.policies import read_policy
@@ -56,10 +55,9 @@ def _cuts(ctx: StageContext, view: ModelView) -> list[tuple[float, str, Allocati
         found, facts = read_policy(ctx.path(path))
         target, budget = float(facts["sparsity_target"]), Budget.on(view, facts["budget"])
         makers: dict[str, Callable[[], Allocation]] = {
-            "uniform": partial(uniform, budget.units, target, bounds),
-            "handmade": partial(handmade, budget.units, target, bounds),
-            "searched": partial(Allocation, found.units, found.kept),
+            name: partial(make, budget.units, target, bounds) for name, make in MADE.items()
         }
+        makers["searched"] = partial(Allocation, found.units, found.kept)
         cuts += [(target, name, makers[name](), budget) for name in params.policies]
     return cuts
 
