@@ -536,6 +536,14 @@ def test_too_little_text_is_refused_with_the_parameter(
     assert message in refused(TooLittleText, stage, **change)
 
 
+@pytest.mark.parametrize(("first", "then"), [("guided", "warm"), ("warm", "guided")])
+def test_an_agent_of_another_kind_is_not_transferred(scratch: Path, first: str, then: str) -> None:
+    run("search", params(search={"agent": first}))
+    message = refused(ParameterError, "transfer", search={"agent": then})
+    assert f"search.agent {then} was asked to go on with {SEARCH_AGENT}" in message
+    run("transfer", params(search={"agent": first}))
+
+
 @pytest.mark.parametrize(
     ("stage", "change"),
     [

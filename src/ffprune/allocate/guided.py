@@ -49,6 +49,11 @@ class GuidedResult(SearchResult):
     predicted: dict[float, tuple[float, float]] = field(default_factory=dict)
 
 
+def is_guided(trained: dict[str, Tensor]) -> bool:
+    """Whether these are tensors of a guided search, whose agent's scores are departures from dynamic programming."""
+    return any(name.startswith(_TRIALS) for name in trained)
+
+
 def guided(
     problem: Problem,
     curves: Sequence[Floats],

@@ -13,14 +13,14 @@ from torch import Tensor
 from ffprune.allocate.agent import PRESETS
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode
-from ffprune.allocate.guided import GuidedResult, guided
+from ffprune.allocate.guided import GuidedResult, guided, is_guided
 from ffprune.allocate.problem import Problem
 from ffprune.allocate.race import Candidate
 from ffprune.allocate.search import SearchResult, search
 from ffprune.allocate.trace_rank import trace_rank
 from ffprune.allocate.uniform import handmade
 from ffprune.core.budget import Bounds
-from ffprune.core.errors import UnreachableSparsity
+from ffprune.core.errors import ParameterError, UnreachableSparsity
 from ffprune.core.units import Allocation, Unit
 from ffprune.models.checkpoint import read_view
 from ffprune.stages import artifacts, figures
@@ -59,9 +59,21 @@ def run(ctx: StageContext) -> None:
 
 
 def run_search(ctx: StageContext, task: Task) -> tuple[SearchResult, Budget]:
-    """Set the problem up and search; what was found, and for which budget."""
+    """Set the problem up and search; what was found, and for which budget.
+
+    Raises:
+        ParameterError: the trained agent is of another kind than ``search.agent``.
+        UnreachableSparsity: no policy inside the bounds has this sparsity.
+    """
     params = ctx.params.search
     bounds = params.bounds()
+    if task.trained is not None and is_guided(task.trained) != (params.agent == "guided"):
+        raise ParameterError(
+            f"search.agent {params.agent} was asked to go on with {SEARCH_AGENT}",
+            "That agent is of another kind: scores of a guided one are departures from dynamic programming, those of "
+            "PPO alone are the policy",
+            "Run 'ffprune search' with this search.agent first (dvc repro and make run do)",
+        )
     budget = Budget.on(read_view(ctx.path(DENSE), ctx.params.units.heads), facts_of(params, ctx.path(LATENCY)))
     warn_of_another_machine(budget.facts, ctx.params.compute.device)
     budget.check(task.sparsity, bounds)
