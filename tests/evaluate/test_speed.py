@@ -83,3 +83,8 @@ def test_nothing_to_time() -> None:
         measure({})
     with pytest.raises(ParameterError, match="0 times"):
         measure({"dense": llama()}, repeats=0)
+
+
+def test_more_tokens_than_the_context_are_refused() -> None:
+    with pytest.raises(ParameterError, match=r"1025 tokens was asked for.*context is 1024 tokens"):
+        measure({"dense": llama()}, 1025, 1, 1)

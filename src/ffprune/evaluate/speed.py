@@ -127,7 +127,18 @@ def ready(source: ModelSource) -> Iterator[PreTrainedModel]:
 
 
 def random_tokens(model: PreTrainedModel, length: int, batch: int, seed: int) -> Tensor:
-    """Tokens to time a model on, int64 ``[batch, length]``, on its device."""
+    """Tokens to time a model on, int64 ``[batch, length]``, on its device.
+
+    Raises:
+        ParameterError: they are more than the model's context, behind which learnt positions end.
+    """
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and length > context:
+        raise ParameterError(
+            f"The speed of sequences of {length} tokens was asked for",
+            f"The model's context is {context} tokens (max_position_embeddings in config.json)",
+            "Lower speed.prefill_tokens or latency.tokens",
+        )
     generator = torch.Generator().manual_seed(seed)
     vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     return torch.randint(vocabulary, (batch, length), generator=generator).to(model.device)
