@@ -192,6 +192,32 @@ def test_a_trial_without_a_finite_loss_is_not_taken_for_the_best_known() -> None
     assert found[Fragile].best.outcome.finite
 
 
+def test_a_transfer_whose_favourites_have_no_finite_loss_compares_the_others(found: GuidedResult) -> None:
+    liked = run(Bandit(WEIGHTS), 0, trained=found.agent)
+    names = {candidate.name for candidate in liked.candidates}
+    favourites = {candidate.allocation for candidate in liked.candidates}
+
+    class Fussy(Bandit):
+        def __call__(self, allocation: Allocation, samples: Samples) -> Outcome:
+            answer = super().__call__(allocation, samples)
+            broken = replace(answer, reward=0.0, loss=math.inf, perplexity=math.inf, finite=False)
+            return broken if allocation in favourites else answer
+
+    world = problem(Fussy(WEIGHTS))
+    world = replace(world, starts=world.starts | {"other": best(0.3)})
+    again = guided(world, CURVES, GUIDANCE, SMALL, FLAT, 0, 2, 0, Memory(), lambda episode: None, found.agent)
+    assert again.best.outcome.finite
+    assert again.best.name not in names
+
+
+def test_a_round_of_one_trial_tries_something_new() -> None:
+    bandit = Bandit(WEIGHTS)
+    found = run(bandit, GUIDANCE.batch + 1)
+    kept = [episode.allocation.kept for episode in found.episodes]
+    assert len(kept) == GUIDANCE.batch + 1
+    assert kept[-1] not in kept[:-1]
+
+
 @pytest.mark.parametrize("change", [{"low": 0.5}, {"proposals": 6}, {"high": 1.0}])
 def test_guidance_that_cannot_be_followed_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ParameterError, match=r"search\.guide"):

@@ -232,7 +232,10 @@ def test_an_outcome_does_not_depend_on_what_was_asked_before(pruned: Pruned, mon
         assert reward(pruned.cut, Samples(4, draw)) == pruned.reward(batch_size=4)(pruned.cut, Samples(4, draw)), draw
 
 
-def test_what_the_dense_model_predicts_is_kept_of_one_round_and_the_fixed_windows(pruned: Pruned) -> None:
+def test_beyond_a_limit_what_the_dense_model_predicts_is_kept_of_one_round_and_the_fixed_windows(
+    pruned: Pruned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DENSE_BYTES", 0)
     reward = pruned.reward("divergence", trial_samples=2)
     teacher, rounds = reward._teacher, [Samples(2, draw) for draw in (0, 1, 2, 0)]
     assert teacher is not None

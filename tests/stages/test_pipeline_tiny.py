@@ -40,6 +40,7 @@ from ffprune.stages.progress import Bars, Progress
 from ffprune.stages.record import (
     EVALUATION,
     FIGURES,
+    LEVELS,
     ORDER,
     PAGE,
     POLICIES,
@@ -434,6 +435,15 @@ def test_long_steps_show_how_far_they_are(scratch: Path, monkeypatch: pytest.Mon
         "source the local path source/model",
         "",
     ]
+
+
+def test_a_bank_without_room_is_told_with_what_one_takes(scratch: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run("levels", params(levels={"gigabytes": 1e-9}))
+    told = capfd.readouterr().err
+    assert "warning: no bank has room in levels.gigabytes (1e-09): the smallest takes" in told
+    assert not list(Path(LEVELS).iterdir())
+    run("levels", params(levels={"gigabytes": 0}))
+    assert "warning" not in capfd.readouterr().err
 
 
 def test_a_search_with_a_smaller_bank_or_none_finds_the_same(scratch: Path) -> None:

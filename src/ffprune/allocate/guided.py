@@ -26,6 +26,7 @@ from ffprune.allocate.problem import Problem
 from ffprune.allocate.race import compare
 from ffprune.allocate.search import SearchResult, Store
 from ffprune.allocate.surrogate import Floats, Surrogate
+from ffprune.core.errors import NonFiniteLoss
 from ffprune.core.outcome import Samples
 from ffprune.core.schedule import Schedule
 from ffprune.core.units import Allocation
@@ -110,23 +111,29 @@ def guided(
         number = log[-1].draw + 1 if log else 0
         samples = schedule.samples_at(len(log), problem.reward.most_samples)
         policies = _round(problem, surrogate, agent, world, guidance, log, seed * 1_000_003 + number)
-        policies = policies[: trials - len(log)]
+        left = trials - len(log)
+        # The first was tried before, and ties others to what is known: by itself it would tell nothing new.
+        policies = policies[:left] if left > 1 else policies[1:2] or policies
         outcomes = problem.reward.many([allocation for _, allocation in policies], Samples(samples, number))
         for (scores, allocation), outcome in zip(policies, outcomes, strict=True):
             log.append(Episode(len(log), problem.sparsity, samples, number, scores, allocation, outcome))
             on_episode(log[-1])
         store.save(agent.state(), log, ())
 
-    starts = list(problem.starts.items())
-    own = [("model of the loss", world.best)]
+    starts, own = list(problem.starts.items()), [("model of the loss", world.best)]
     if log or trained is not None:  # else the agent has learnt nothing
         own.append(("agent", world.allocate(agent.scores(problem.sparsity), problem.sparsity)))
+    known = starts + own
     if len(earlier.loss):
         # The search before compared all of these; the model that it taught knows which are worth it again.
-        starts, own = _liked(surrogate, starts), _liked(surrogate, own)
-    found = starts + own
-    found += [(f"trial {e.number}", e.allocation) for e in _ranked(surrogate, log)[:finalists]]
-    candidates = compare(problem, found, (), len(log))
+        known = _liked(surrogate, starts) + _liked(surrogate, own)
+    found = known + [(f"trial {e.number}", e.allocation) for e in _ranked(surrogate, log)[:finalists]]
+    try:
+        candidates = compare(problem, found, (), len(log))
+    except NonFiniteLoss:
+        if len(known) == len(starts) + len(own):
+            raise
+        candidates = compare(problem, starts + own, (), len(log))
     grid = {round(float(s), 6): policy for s, policy in zip(world.grid, world.policies, strict=True)}
     means, deviations = surrogate.predict([allocation.kept for allocation in grid.values()])
     return GuidedResult(

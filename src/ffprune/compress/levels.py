@@ -166,6 +166,14 @@ def levels_within(view: ModelView, low: float, step: int, itemsize: int, room: f
     return [[] for _ in view.units], 0
 
 
+def coarsest(view: ModelView, low: float, step: int, itemsize: int) -> int:
+    """Bytes of the smallest bank that :func:`levels_within` would make."""
+    largest = max(unit.granules for unit in view.units)
+    while 2 * step <= largest:
+        step *= 2
+    return bank_bytes(view, [_multiples(unit, low, step) for unit in view.units], itemsize)
+
+
 def bank_bytes(view: ModelView, levels: Sequence[Sequence[int]], itemsize: int) -> int:
     """What a bank of these levels, per unit, takes."""
     parts = [view.unit_linears(index) for index in range(len(view.units))]

@@ -60,6 +60,11 @@ class Teacher:
         self._known[number] = tuple(torch.cat(column) for column in zip(*kept, strict=True))
         return nll
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is known."""
+        return sum(tensor.nbytes for known in self._known.values() for tensor in known)
+
     def keep(self, numbers: Container[int]) -> None:
         """Forget all but these windows."""
         self._known = {number: known for number, known in self._known.items() if number in numbers}

@@ -18,6 +18,9 @@ from ffprune.core.units import Allocation
 from ffprune.evaluate.divergence import Teacher
 from ffprune.evaluate.perplexity import token_nll
 
+DENSE_BYTES = 1 << 29
+"""Of the dense model's predictions that are kept; beyond, those on the fixed windows and on the present draw stay."""
+
 REWARDS: dict[str, Callable[[float, float, float], float]] = {
     # FF Eq. 2.
     "perplexity_ratio": lambda pruned, dense, divergence: dense / pruned,
@@ -129,8 +132,7 @@ class ModelReward:
     def _dense_mean(self, chosen: list[int]) -> float:
         missing = [i for i in chosen if i not in self._dense_nll or not self._remembers(i)]
         if missing:
-            if self._teacher is not None:
-                # Rounds seldom share windows: of those that are drawn, one round's are in memory.
+            if self._teacher is not None and self._teacher.nbytes > DENSE_BYTES:
                 self._teacher.keep({*range(self.fixed), *chosen})
             self.apply(self.dense)
             if self._teacher is None:

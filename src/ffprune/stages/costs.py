@@ -7,12 +7,14 @@ memory is short, so that they are also told by themselves.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
 from ffprune.compress.levels import bank_bytes, levels_within
+from ffprune.evaluate.reward import DENSE_BYTES
 from ffprune.models.surgery import param_count
 from ffprune.models.view import ModelView
 from ffprune.stages.inputs import DTYPES
@@ -219,7 +221,11 @@ def _search(shape: _Shape, params: Params, stage: str, episodes: int) -> Cost:
     given = params.search
     batch = min(given.batch_size, max(given.samples, given.final_samples)) * given.seqlen
     numbers = shape.whole + shape.prunable + shape.activations(batch) + shape.logits
-    teacher = 8 * _LIKELY * given.seqlen * (given.final_samples + given.samples)
+    # Of the fixed windows and those of one draw; of earlier draws too, up to a limit.
+    window = 8 * _LIKELY * given.seqlen
+    drawn = given.samples * max(1, math.ceil(episodes / given.guide.batch))
+    teacher = window * (given.final_samples + given.samples)
+    teacher = max(teacher, min(DENSE_BYTES, window * (given.final_samples + drawn)))
     # The starts, the model's, the agent's and the best trials' policies, at most; those that fall behind read less.
     candidates = 3 + 2 + (given.finalists if episodes else 0)
     tried = episodes + candidates

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ffprune.compress.levels import Levels, levels_within
+from ffprune.compress.levels import Levels, coarsest, levels_within
 from ffprune.core.units import Unit
 from ffprune.models.view import ModelView
 from ffprune.stages import artifacts
@@ -22,6 +23,13 @@ def run(ctx: StageContext) -> None:
     params, dtype = ctx.params.levels, DTYPES[ctx.params.compute.dtype]
     view = dense_view(ctx, torch.float32)
     levels, step = levels_within(view, params.min_keep, params.step, dtype.itemsize, params.gigabytes * 1e9)
+    if not step and params.gigabytes:
+        least = coarsest(view, params.min_keep, params.step, dtype.itemsize) / 1e9
+        print(
+            f"warning: no bank has room in levels.gigabytes ({params.gigabytes:g}): the smallest takes {least:.2g}, on "
+            "disk. Without one a search solves for the maps of every policy: slow, and much memory ('ffprune plan')",
+            file=sys.stderr,
+        )
     maker = Levels(view, read_orders(view, ctx.path(ORDER), True), read_grams(view, ctx.path(GRAMS)), params.damping)
     written = 0
     with artifacts.atomic_dir(ctx.path(LEVELS)) as folder, ctx.progress(len(view.units), "repaired maps") as bar:
