@@ -13,7 +13,7 @@ from ffprune.allocate.agent import Preset
 from ffprune.allocate.dynamic import dynamic_programming
 from ffprune.allocate.env import Episode
 from ffprune.allocate.guidance import Guidance
-from ffprune.allocate.guided import GuidedResult, guided
+from ffprune.allocate.guided import GuidedResult, guided, taught
 from ffprune.allocate.problem import Problem
 from ffprune.core.budget import Bounds
 from ffprune.core.errors import NonFiniteLoss, ParameterError, UnreachableSparsity
@@ -208,6 +208,13 @@ def test_a_transfer_whose_favourites_have_no_finite_loss_compares_the_others(fou
     again = guided(world, CURVES, GUIDANCE, SMALL, FLAT, 0, 2, 0, Memory(), lambda episode: None, found.agent)
     assert again.best.outcome.finite
     assert again.best.name not in names
+
+
+def test_what_a_search_left_tells_the_loss_that_it_told(found: GuidedResult) -> None:
+    surrogate = taught(UNITS, CURVES, found.agent)
+    for sparsity, policy in found.front.items():
+        mean, deviation = surrogate.predict([policy.kept])
+        assert (float(mean[0]), float(deviation[0])) == pytest.approx(found.predicted[sparsity])
 
 
 def test_a_round_of_one_trial_tries_something_new() -> None:

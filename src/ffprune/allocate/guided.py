@@ -29,7 +29,7 @@ from ffprune.allocate.surrogate import Floats, Surrogate
 from ffprune.core.errors import NonFiniteLoss
 from ffprune.core.outcome import Samples
 from ffprune.core.schedule import Schedule
-from ffprune.core.units import Allocation
+from ffprune.core.units import Allocation, Unit
 
 _TRIALS = "trials."
 """Prefix of the tensors that carry a search's trials to the next."""
@@ -146,6 +146,19 @@ def guided(
         front=grid,
         predicted={s: (float(m), float(d)) for s, m, d in zip(grid, means, deviations, strict=True)},
     )
+
+
+def taught(units: Sequence[Unit], curves: Sequence[Floats], trained: dict[str, Tensor]) -> Surrogate:
+    """The model of the loss as a search left it.
+
+    Args:
+        units: of the search's problem.
+        curves: that it began with.
+        trained: :attr:`GuidedResult.agent` of that search.
+    """
+    surrogate = Surrogate(units, curves)
+    _Trials.of(trained).teach(surrogate, [])
+    return surrogate
 
 
 def _ranked(surrogate: Surrogate, log: Sequence[Episode]) -> list[Episode]:
