@@ -159,6 +159,17 @@ def inspect(
 
 
 @app.command()
+def policy(
+    sparsity: Annotated[float, typer.Argument(help="What to remove, as a share of search.budget, such as 0.25.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show what to keep at any sparsity, by what the search has learnt, in seconds: no model runs."""
+    from ffprune.stages.policy import print_policy
+
+    print_policy(sparsity, as_json)
+
+
+@app.command()
 def register(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """Enter the best measured models, and those that methods keep, into MLflow's registry, as a run does."""
     from ffprune.stages.params import load_params

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -36,6 +37,7 @@ from ffprune.stages import latency as latency_stage
 from ffprune.stages import search_reward
 from ffprune.stages.budget import Budget
 from ffprune.stages.context import Nowhere, StageContext
+from ffprune.stages.policy import policy_at, print_policy
 from ffprune.stages.progress import Bars, Progress
 from ffprune.stages.record import (
     EVALUATION,
@@ -435,6 +437,26 @@ def test_long_steps_show_how_far_they_are(scratch: Path, monkeypatch: pytest.Mon
         "source the local path source/model",
         "",
     ]
+
+
+def test_a_policy_for_any_sparsity_is_had_without_a_run(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump(params().model_dump()))
+    told = json.loads(Path(SEARCH_POLICY).read_text())["front"]
+    for point in (told[1], told[-2]):
+        found = policy_at(point["sparsity"])
+        assert list(found.allocation.kept) == point["kept"]
+        assert (found.loss, found.stderr) == pytest.approx((point["predicted_loss"], point["predicted_stderr"]))
+    between = (told[1]["sparsity"] + told[2]["sparsity"]) / 2
+    print_policy(between, as_json=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["removed"]["parameters"] == pytest.approx(between, abs=0.02)
+    assert sum(row["kept"] for row in answer["units"]) == sum(policy_at(between).allocation.kept)
+    print_policy(0.5, as_json=False)
+    told_so = capsys.readouterr()
+    assert "transfer.sparsity=0.5, then make run" in told_so.out
+    assert "the search learnt for" in told_so.err
+    with pytest.raises(UnreachableSparsity):
+        policy_at(0.99)
 
 
 def test_a_bank_without_room_is_told_with_what_one_takes(scratch: Path, capfd: pytest.CaptureFixture[str]) -> None:
