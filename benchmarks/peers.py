@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from rows import row as metric
 from torch import Tensor
 
 from ffprune.allocate.search import NoStore
@@ -123,7 +124,7 @@ def main() -> int:
     calibration = token_windows(tokenizer, validation, 1024)
     search = token_windows(tokenizer, validation, study.search.seqlen)[WINDOWS * 1024 // study.search.seqlen :]
     test = token_windows(tokenizer, texts["test"].read_text(), 1024, 40)
-    known = {row["name"]: row for row in json.loads(RESULTS.read_text())["rows"]} if RESULTS.is_file() else {}
+    known = {row["name"]: row for row in json.loads(RESULTS.read_text())["methods"]} if RESULTS.is_file() else {}
     if "dense" not in known or chosen.again:
         model = load_model(chosen.model, torch.float32)
         _keep(known, {"name": "dense", "perplexity": perplexity(model, test, 4).value})
@@ -202,7 +203,23 @@ def _keep(known: dict[str, Any], row: dict[str, Any]) -> None:
         "seed": 0,
         "command": "python benchmarks/peers.py",
     }
-    RESULTS.write_text(json.dumps({"setting": setting, "rows": list(known.values())}, indent=2) + "\n")
+    methods = list(known.values())
+    RESULTS.write_text(json.dumps({"setting": setting, "rows": _rows(methods), "methods": methods}, indent=2) + "\n")
+
+
+def _rows(methods: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Perplexities over the dense model's; the published code's is the goal, to within TOLERANCE."""
+    dense = next(method["perplexity"] for method in methods if method["name"] == "dense")
+    return [
+        metric(
+            f"{method['name']}_over_dense",
+            [method["perplexity"] / dense],
+            f"{method['published'] / dense:.4f} within {TOLERANCE:.0%}" if method["published"] else "report",
+            f"WikiText-2 as in `setting`, products at {method.get('precision', 'an unrecorded precision')}",
+        )
+        for method in methods
+        if method["name"] != "dense"
+    ]
 
 
 def _line(row: dict[str, Any]) -> str:
