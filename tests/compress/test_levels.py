@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ffprune.compress import levels as levels_module
 from ffprune.compress.levels import Bank, Levels, levels_within
 from ffprune.core.ridge import repair
 from ffprune.models.view import ModelView, granule_indices
@@ -65,6 +66,27 @@ def test_what_a_bank_lacks_is_made(view: ModelView, orders: list[Tensor], grams:
     full = Levels(view, orders, grams, DAMPING)
     for index in range(len(view.units)):
         assert torch.equal(half.at(index, 1, LIKE), full.at(index, 1, LIKE))
+
+
+def test_few_factorisations_are_kept_of_units_that_have_a_bank(
+    view: ModelView, orders: list[Tensor], grams: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levels_module, "FACTOR_BYTES", 1)
+    bank = list(Levels(view, orders, grams, DAMPING).fill([[2] for _ in view.units], torch.float32))
+    banked, alone = Levels(view, orders, grams, DAMPING, bank), Levels(view, orders, grams, DAMPING)
+    for index in [*range(len(view.units)), 0]:
+        assert torch.equal(banked.make(index, 1), alone.make(index, 1))
+        assert list(banked._factors) == [index]
+    assert len(alone._factors) == len(view.units)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_of_half_precision_wait_in_half(dtype: torch.dtype, grams: list[Tensor], orders: list[Tensor]) -> None:
+    model = spread(llama()).requires_grad_(False).to(dtype).float()
+    lasts = [last.weight for last in ModelView(model).last_maps]
+    levels = Levels(ModelView(model), orders, grams, DAMPING)
+    assert {weight.itemsize for weight in levels._weights} == {dtype.itemsize}
+    assert all(torch.equal(kept.float(), last) for kept, last in zip(levels._weights, lasts, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,6 +13,10 @@ from ffprune.core.ridge import PrefixRidge
 from ffprune.core.units import Unit
 from ffprune.models.view import ModelView, granule_indices
 
+FACTOR_BYTES = 1 << 30
+"""Of factorisations that are kept for units with levels in a bank, of which few must be made. Units without any are
+asked by every policy: theirs are all kept, since to factorise takes longer than to solve."""
+
 Bank = Sequence[Mapping[int, Tensor]]
 """Per unit, granules kept -> repaired last map ``[d_out, k]`` in the order of importance; not every number need be
 there. Mapped from files, it costs no memory that the system could not take back."""
@@ -49,12 +53,12 @@ class Levels:
     ) -> None:
         parts = [view.unit_linears(index) for index in range(len(view.units))]
         # Copies on the CPU: the model goes on to another dtype and to other shapes.
-        self._weights = [part.last.weight.detach().to("cpu", copy=True) for part in parts]
+        self._weights = [_compact(part.last.weight.detach()).to("cpu", copy=True) for part in parts]
         self._widths = [part.width[part.last_role] for part in parts]
         self._runs = [part.runs for part in parts]
         self._steps = [step if unit.kind == "ffn" else 1 for unit in view.units]
         self._orders, self._grams, self._damping, self._bank = orders, grams, damping, bank
-        self._factors: dict[int, list[PrefixRidge]] = {}
+        self._factors: OrderedDict[int, list[PrefixRidge]] = OrderedDict()
         self._made: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._room = cache_bytes
 
@@ -110,7 +114,18 @@ class Levels:
     def _factors_of(self, index: int) -> list[PrefixRidge]:
         if index not in self._factors:
             self._factors[index] = self._factorise(index)
+            self._forget_factors(index)
+        self._factors.move_to_end(index)
         return self._factors[index]
+
+    def _forget_factors(self, latest: int) -> None:
+        """The least recently used first, where a bank leaves them little to do."""
+        banked = [i for i in self._factors if self._bank is not None and self._bank[i] and i != latest]
+        held = {i: sum(factor.nbytes for factor in self._factors[i]) for i in (*banked, latest)}
+        for index in banked:
+            if sum(held.values()) <= FACTOR_BYTES:
+                break
+            del self._factors[index], held[index]
 
     def _factorise(self, index: int) -> list[PrefixRidge]:
         """One factor; or one a run, where the Gram has a block for each."""
@@ -136,6 +151,15 @@ class Levels:
         for index, wanted in enumerate(levels):
             yield {kept: self.make(index, kept).to(dtype) for kept in wanted}
             self._factors.pop(index, None)
+
+
+def _compact(weight: Tensor) -> Tensor:
+    """The same numbers in the narrowest format that holds them: those of a checkpoint in half precision, in half."""
+    for dtype in (torch.float16, torch.bfloat16):
+        narrow = weight.to(dtype)
+        if torch.equal(narrow.to(weight.dtype), weight):
+            return narrow
+    return weight
 
 
 def _by_granule(order: Tensor, width: int, runs: int) -> Tensor:

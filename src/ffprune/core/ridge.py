@@ -66,6 +66,11 @@ class PrefixRidge:
     factor: Tensor
     product: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of it."""
+        return self.weight.nbytes + self.factor.nbytes + self.product.nbytes
+
     @classmethod
     def prepare(cls, weight: Tensor, xx: Tensor, order: Tensor, damping: float) -> PrefixRidge:
         """Factorise once.

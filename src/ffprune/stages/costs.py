@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import torch
 
-from ffprune.compress.levels import bank_bytes, levels_within
+from ffprune.compress.levels import FACTOR_BYTES, bank_bytes, levels_within
 from ffprune.evaluate.reward import DENSE_BYTES
 from ffprune.models.surgery import param_count
 from ffprune.models.view import ModelView
@@ -232,16 +232,19 @@ def _search(shape: _Shape, params: Params, stage: str, episodes: int) -> Cost:
     bank = min(shape.bank, tried * shape.size * shape.maps / 4)
     # Levels that the bank lacks, one a policy: Grams read, and factors kept.
     share = min(1.0, tried / len(shape.lasts))
-    factors = share * (2 * shape.grams + 2 * shape.maps)
-    trying = LIBRARIES + shape.size * numbers + bank + teacher + factors
+    factors = share * (shape.grams + 2 * shape.maps)
+    if shape.bank:
+        factors = min(factors, FACTOR_BYTES)
+    grams = share * shape.grams
+    trying = LIBRARIES + shape.size * numbers + bank + teacher + factors + grams
     working = shape.size * (shape.activations(batch) + shape.logits)
     ordered = 0 if shape.in_turn else shape.size * shape.prunable
     compared = (1 + candidates) * given.final_samples
     return Cost(
         stage,
-        LEARNING + shape.maps + max(shape.loaded(4), trying),
+        LEARNING + shape.maps * min(4, shape.stored) / 4 + max(shape.loaded(4), trying),
         0,
-        bank + share * shape.grams,
+        bank + grams,
         max(shape.held(4), shape.held(shape.size) + ordered + working),
         products=shape.forward((episodes * given.samples + compared) * given.seqlen),
     )
