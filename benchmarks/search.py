@@ -69,7 +69,7 @@ from ffprune.stages.sections import Params
 HERE = Path(__file__).resolve().parent
 RUNS, RESULTS = HERE / "results" / "search_runs.json", HERE / "results" / "search.json"
 BOUNDS, STEP, FIXED, SAMPLES = Bounds(0.2, 1.0), 32, 16, 2
-ROUNDS = 12
+ROUNDS = 30
 """Turns in which each part of the cost is measured first, second and last."""
 TRIALS = 48
 """Of ours; what the others spend is measured against it."""
