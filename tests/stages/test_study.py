@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -196,10 +197,11 @@ touch began
 while :; do sleep 0.1; done
 """
 RUNNING = """
-import sys
+import signal, sys
 from pathlib import Path
 from ffprune.stages import study
 from ffprune.stages.lifeline import leave_on_sigterm
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background ignores it
 leave_on_sigterm()
 sys.executable = sys.argv[1]
 study._run(Path.cwd(), "a run", 1, 1, [])
@@ -219,10 +221,14 @@ def test_a_run_that_is_stopped_lets_its_flow_end_in_order(tmp_path: Path, to_gro
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        assert wait_until(lambda: (tmp_path / "began").exists(), 60)
-        if to_group:
-            os.killpg(process.pid, signal.SIGINT)
-        else:
-            process.terminate()
-        assert process.wait(20) == (-signal.SIGINT if to_group else 143)
+        try:
+            assert wait_until(lambda: (tmp_path / "began").exists(), 60)
+            if to_group:
+                os.killpg(process.pid, signal.SIGINT)
+            else:
+                process.terminate()
+            assert process.wait(20) == (-signal.SIGINT if to_group else 143)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # else the test would wait for it
+                os.killpg(process.pid, signal.SIGKILL)
     assert (tmp_path / "ended").exists()
