@@ -30,7 +30,7 @@ def world(width: int = WIDTH, seed: int = 0) -> tuple[Imagined, Surrogate]:
 
 def test_rewards_are_those_of_every_episode_by_itself() -> None:
     imagined, surrogate = world()
-    sparsities = imagined.reset()[:, 0].astype(float)  # type: ignore[call-overload,index]
+    sparsities = np.array(imagined.reset())[:, 0].astype(float)
     actions = np.random.default_rng(1).normal(0, 0.3, (WIDTH, len(UNITS))).astype(np.float32)
     _, rewards, ended, _ = imagined.step(actions)
     assert ended.all()
